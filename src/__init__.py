@@ -1,0 +1,1 @@
+"""Why training drives softmax attention to one-hot rows: the code behind the experiments."""
