@@ -1,0 +1,228 @@
+"""RunConfig: everything that decides the result of a run, and the only vocabulary for it.
+
+A field has the same name on the command line, in sweep files, in the run log, in tables and in figures.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from src.attention import ATTENTION
+from src.transformer import MAX_POSITIONS
+
+# The paper's settings, task by task, for the fields that are None unless given. A field that is None here
+# and missing from a task's row belongs to the other task.
+TASK_DEFAULTS = {
+    "induction": {
+        "vocab_size": 50,
+        "seq_length": 13,
+        "num_train": 100_000,
+        "positional_type": "concat",
+        "aux_loss_weight": 0.2,
+        "shift_query_token": True,
+    },
+    "classification": {
+        "vocab_size": 41,
+        "seq_length": 11,
+        "num_train": 10_000,
+        "positional_type": "no",
+        "num_labels": 4,
+    },
+}
+
+
+class ConfigError(ValueError):
+    """A wrong input, told in one sentence that names the value, what is allowed and how to fix it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run. Fields left None take their task's value in the paper.
+
+    Raises ConfigError for a value that is not allowed or does not fit the others. A new field needs a default
+    under which runs are what they were before: logs written earlier are read with it.
+
+    Args:
+        task: What is learned, Section 4.1 (induction) or 4.2 (classification) of the paper.
+        seed: Decides data, initialisation, order and label mixing.
+        attention_type: How attention weights are computed, Table 1 of the paper.
+        lr: AdamW's learning rate, constant.
+        num_epochs: Passes over the training sequences.
+        batch_size: Sequences in a training step.
+        embed_dim: Width of the residual stream.
+        num_layers: Transformer blocks.
+        num_heads: Attention heads in each block.
+        use_mlp: Whether blocks have an MLP.
+        use_layernorm: Whether blocks and head have LayerNorm.
+        positional_type: Position embeddings concatenated to the token's, added, or none ("no").
+        vocab_size: Token ids, the special one included, the shifted query tokens not.
+        seq_length: Ids in a sequence: BOS, context, query and answer (induction), or context and CLS.
+        num_train: Training sequences.
+        num_eval: Evaluation sequences.
+        aux_loss_weight: Weight of the loss at the positions before the last (induction).
+        shift_query_token: Whether the query is a token of its own (induction).
+        num_labels: Groups of tokens (classification).
+        precision: Arithmetic of training: float32, or bf16 by autocast.
+    """
+
+    task: Literal["induction", "classification"] = "induction"
+    seed: int = 0
+    attention_type: Literal[*ATTENTION] = "softmax"
+    lr: float = 1e-3
+    num_epochs: int = 10
+    batch_size: int = 256
+    embed_dim: int = 128
+    num_layers: int = 2
+    num_heads: int = 4
+    use_mlp: bool = True
+    use_layernorm: bool = True
+    positional_type: Literal["concat", "add", "no"] | None = None
+    vocab_size: int | None = None
+    seq_length: int | None = None
+    num_train: int | None = None
+    num_eval: int = 1000
+    aux_loss_weight: float | None = None
+    shift_query_token: bool | None = None
+    num_labels: int | None = None
+    precision: Literal["float32", "bf16"] = "float32"
+
+    def __post_init__(self):
+        for name in FIELDS:
+            object.__setattr__(self, name, checked(name, getattr(self, name)))
+        self._fill_in_task_defaults()
+        self._check_sizes()
+        if self.task == "induction":
+            self._check_induction()
+        else:
+            self._check_classification()
+
+    def _fill_in_task_defaults(self):
+        own = TASK_DEFAULTS[self.task]
+        for name in set().union(*TASK_DEFAULTS.values()):
+            given = getattr(self, name)
+            if name in own and given is None:
+                object.__setattr__(self, name, own[name])
+            elif name not in own and given is not None:
+                raise ConfigError(f"{name}={given} has no meaning for task={self.task}; leave it out")
+
+    def _check_sizes(self):
+        for name in FIELDS:
+            value = getattr(self, name)
+            if name == "seed":
+                require(0 <= value < 2**63, f"seed={value} must be from 0 to 2**63 - 1")
+            elif name == "lr":
+                require(0 < value < math.inf, f"lr={value} must be a positive number")
+            elif name == "aux_loss_weight" and value is not None:
+                require(0 <= value < math.inf, f"aux_loss_weight={value} must be a number of at least 0")
+            elif isinstance(value, int) and not isinstance(value, bool):
+                require(value > 0, f"{name}={value} must be at least 1")
+        require(
+            self.embed_dim % self.num_heads == 0,
+            f"embed_dim={self.embed_dim} must be a multiple of num_heads={self.num_heads}",
+        )
+        require(
+            self.positional_type != "concat" or self.embed_dim % 2 == 0,
+            f"embed_dim={self.embed_dim} must be even with positional_type=concat, whose halves are tokens and "
+            "positions",
+        )
+        require(
+            self.positional_type == "no" or self.seq_length <= MAX_POSITIONS,
+            f"seq_length={self.seq_length} must be at most {MAX_POSITIONS}, the number of position embeddings",
+        )
+
+    def _check_induction(self):
+        require(self.seq_length >= 5, f"seq_length={self.seq_length} must be at least 5 for task=induction")
+        require(
+            self.seq_length - 3 <= self.vocab_size - 1,
+            f"seq_length={self.seq_length} needs {self.seq_length - 3} distinct context tokens, but "
+            f"vocab_size={self.vocab_size} has {self.vocab_size - 1}; lower seq_length or raise vocab_size",
+        )
+
+    def _check_classification(self):
+        require(
+            self.num_labels >= 2, f"num_labels={self.num_labels} must be at least 2 for there to be a choice"
+        )
+        require(
+            self.vocab_size > 1 and (self.vocab_size - 1) % self.num_labels == 0,
+            f"vocab_size={self.vocab_size} must be 1 more than a multiple of num_labels={self.num_labels}, so "
+            "that the labels' groups of tokens are equal",
+        )
+        group = (self.vocab_size - 1) // self.num_labels
+        require(
+            3 <= self.seq_length <= group + 1,
+            f"seq_length={self.seq_length} must be from 3 to {group + 1}: 2 to {group} distinct tokens of one "
+            f"group of vocab_size={self.vocab_size}, and CLS",
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
+        """The config with these fields; ConfigError names an unknown field and the nearest known one."""
+        for name in values:
+            check_name(name)
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @property
+    def hash(self) -> str:
+        """The run's identity: 16 hexadecimal digits that depend on every field."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
+_TYPES = get_type_hints(RunConfig)
+
+
+def require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise ConfigError(sentence)
+
+
+def check_name(name: str) -> None:
+    """ConfigError if no field of RunConfig has this name."""
+    if name not in FIELDS:
+        near = difflib.get_close_matches(name, FIELDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the parameters are {', '.join(FIELDS)}"
+        raise ConfigError(f"{name} is no parameter of a run; {hint}")
+
+
+def checked(name: str, value: Any) -> Any:
+    """`value` as the type of field `name`, where it is one without loss; else ConfigError."""
+    kind = _TYPES[name]
+    if get_origin(kind) in (Union, UnionType):
+        if value is None:
+            return None
+        (kind,) = (k for k in get_args(kind) if k is not NoneType)
+    if get_origin(kind) is Literal:
+        allowed = get_args(kind)
+        require(value in allowed, f"{name}={value} is not allowed; choose one of {', '.join(allowed)}")
+        return value
+    if kind is bool and isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        if kind is float:
+            return float(value)
+        if kind is int and value == math.floor(value):
+            return int(value)
+    article = {bool: "True or False", int: "a whole number", float: "a number"}[kind]
+    hint = ""
+    if isinstance(value, str) and kind is float and is_number(value):
+        hint = f" (YAML reads {value} as text: write it with a point, like 1.0e-2)"
+    raise ConfigError(f"{name}={value!r} must be {article}{hint}")
+
+
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

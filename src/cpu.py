@@ -1,0 +1,77 @@
+"""What makes small float32 models fast on a CPU: oneDNN's matrix products and memory kept between steps."""
+
+import contextlib
+import ctypes
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Linux's malloc parameters (malloc.h); no other C library knows them.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep freed memory for the next step instead of returning it to the system.
+
+    A training step allocates and frees the same few megabytes again and again; by default each time costs a
+    page fault for every 4 kB, about a seventh of a step. Without effect where the C library is not glibc.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the largest value that glibc accepts
+        libc.mallopt(M_TRIM_THRESHOLD, 2**30)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`x @ weight.T + bias` by oneDNN: x (M, K), weight (N, K), bias (N) or None."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _has_onednn() -> bool:
+    """Whether this build of torch has the operator, with the meaning that we expect of it."""
+    x, weight, bias = torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)
+    try:
+        return torch.equal(_product(x, weight, bias), F.linear(x, weight, bias))
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+
+
+ONEDNN = _has_onednn()
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors  # (M, K), (N, K); grad (M, N)
+        grad_x = _product(grad, weight.t(), None) if ctx.needs_input_grad[0] else None
+        # oneDNN copies its transposed left operand: let that be the smaller one.
+        if grad.shape[1] <= x.shape[1]:
+            grad_weight = _product(grad.t(), x.t(), None)
+        else:
+            grad_weight = _product(x.t(), grad.t(), None).t()
+        return grad_x, grad_weight, grad.sum(0)
+
+
+class Linear(nn.Linear):
+    """nn.Linear over rows, x (M, in) to (M, out), by oneDNN where that applies.
+
+    torch multiplies float32 matrices on the CPU with MKL, which leaves AVX-512 unused on processors not made
+    by Intel: oneDNN was measured at 2.3 times MKL's rate on an AMD EPYC, with the same accuracy. Elsewhere (a
+    GPU, other types, autocast, function transforms) this is nn.Linear itself.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        plain = (
+            not ONEDNN
+            or x.is_cuda
+            or x.dtype != torch.float32
+            or torch.is_autocast_enabled("cpu")
+            or torch._C._functorch.maybe_current_level() is not None
+        )
+        return super().forward(x) if plain else _OneDNNLinear.apply(x, self.weight, self.bias)

@@ -1,0 +1,124 @@
+"""The two tasks: sequences and targets, what the model must predict, loss, accuracy and final metrics."""
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from src import metrics
+from src.config import RunConfig
+from src.transformer import EVERYWHERE, Transformer
+
+
+def sample_distinct(num_rows: int, num_items: int, size: int, generator: Generator) -> Tensor:
+    """For each row `size` of the numbers 0 … num_items − 1, distinct, uniform, in random order: (rows, size).
+
+    A Fisher-Yates shuffle of all rows at once, stopped after `size` places.
+    """
+    items = torch.arange(num_items).repeat(num_rows, 1)
+    for i in range(size):
+        j = torch.randint(i, num_items, (num_rows, 1), generator=generator)
+        chosen = items.gather(1, j)
+        items.scatter_(1, j, items[:, i : i + 1])
+        items[:, i] = chosen[:, 0]
+    return items[:, :size]
+
+
+class Induction:
+    """In-context recall (Section 4.1): find an earlier occurrence of the query and say what followed it.
+
+    Ids `BOS (0), x₁ … xₙ, y, z` with n = seq_length − 3 distinct xᵢ, `y = x_r` for a uniform r, and z what
+    followed x_r in `x₁ … xₙ, y`. With shift_query_token the query y (and so z for r = n) is the token's
+    double, `vocab_size` higher. Inputs are all but the last id, targets all but the first.
+    """
+
+    causal = True
+    accuracy = "acc_induction"  # the accuracy that says whether the task is solved
+
+    def __init__(self, config: RunConfig):
+        self.vocab_size, self.num_context = config.vocab_size, config.seq_length - 3
+        self.shift = config.vocab_size if config.shift_query_token else 0
+        self.aux_loss_weight = config.aux_loss_weight
+        self.num_tokens = self.num_classes = config.vocab_size + self.shift
+        self.read = EVERYWHERE if self.aux_loss_weight else slice(-1, None)
+
+    def sequences(self, num: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, each (num, seq_length − 1)."""
+        x = 1 + sample_distinct(num, self.vocab_size - 1, self.num_context, generator)
+        r = torch.randint(self.num_context, (num, 1), generator=generator)
+        y = x.gather(1, r) + self.shift
+        z = torch.cat([x, y], dim=1).gather(1, r + 1)
+        ids = torch.cat([torch.zeros_like(y), x, y, z], dim=1)
+        return ids[:, :-1], ids[:, 1:]
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy at the last position + aux_loss_weight × its mean over the others.
+
+        logits (B, R, classes) at the positions read, targets (B, T).
+        """
+        targets = targets[:, -logits.shape[1] :]
+        at_each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        at_each = at_each.view(targets.shape).mean(0)  # (R,)
+        if not self.aux_loss_weight:
+            return at_each[-1]
+        return at_each[-1] + self.aux_loss_weight * at_each[:-1].mean()
+
+    def accuracies(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
+        """acc_all over all positions and acc_induction at the last; logits (B, T, classes), targets (B, T)."""
+        right = (logits.argmax(-1) == targets).float()
+        return {"acc_all": right.mean().item(), "acc_induction": right[:, -1].mean().item()}
+
+    def attention_entropies(self, weights: list[Tensor]) -> dict[str, float]:
+        return metrics.by_head("attn_entropy", [metrics.causal_entropy(w) for w in weights])
+
+    def final_metrics(
+        self, model: Transformer, weights: list[Tensor], inputs: Tensor, targets: Tensor, generator: Generator
+    ) -> dict[str, float]:
+        """The share of attention that goes to BOS, per layer and head."""
+        return metrics.collect(metrics.bos_attention, weights)
+
+
+class Classification:
+    """Which of num_labels groups of tokens a set of tokens is drawn from (Section 4.2), read at CLS.
+
+    The tokens 1 … vocab_size − 1 form num_labels equal consecutive groups; a sequence is seq_length − 1
+    distinct tokens of one group in random order, then CLS (0).
+    """
+
+    causal = False
+    accuracy = "acc"
+    read = slice(-1, None)
+
+    def __init__(self, config: RunConfig):
+        self.num_tokens, self.num_classes = config.vocab_size, config.num_labels
+        self.group_size = (config.vocab_size - 1) // config.num_labels
+        self.num_context = config.seq_length - 1
+
+    def sequences(self, num: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Inputs (num, seq_length) and labels (num,)."""
+        labels = torch.randint(self.num_classes, (num,), generator=generator)
+        tokens = sample_distinct(num, self.group_size, self.num_context, generator)
+        tokens += 1 + labels[:, None] * self.group_size
+        return F.pad(tokens, (0, 1)), labels
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy at the CLS position, the last: logits (B, R, labels), labels (B,)."""
+        return F.cross_entropy(logits[:, -1], labels)
+
+    def accuracies(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        return {"acc": (logits[:, -1].argmax(-1) == labels).float().mean().item()}
+
+    def attention_entropies(self, weights: list[Tensor]) -> dict[str, float]:
+        return metrics.by_head("attn_entropy", [metrics.row_entropy(w[:, :, -1]) for w in weights])
+
+    def final_metrics(
+        self, model: Transformer, weights: list[Tensor], inputs: Tensor, labels: Tensor, generator: Generator
+    ) -> dict[str, float]:
+        """How much of CLS's attention goes to one token, and whether that token decides the prediction."""
+        of_cls = [w[:, :, -1] for w in weights]  # (B, H, T) each
+        mixing = metrics.label_mixing(
+            lambda tokens: model(tokens, self.read)[0][:, -1].argmax(-1), of_cls, inputs, labels, generator
+        )
+        return metrics.collect(metrics.cls_attention, of_cls) | mixing
+
+
+TASKS = {"induction": Induction, "classification": Classification}
