@@ -3,10 +3,17 @@
 Every function takes a table or arrays and returns a matplotlib Figure; `save` writes it as PDF and PNG.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
+from scipy import stats
+
+from src.attention import ATTENTION
+from src.runs import HISTORY
 
 COLUMN, PAGE = 3.25, 6.75  # widths in inches: one column of the paper, and both
 FOLDER = Path(__file__).parents[1] / "visualizations" / "fig"
@@ -41,3 +48,127 @@ def save(figure: Figure, name: str, folder: Path | str = FOLDER) -> list[Path]:
     for path in paths:
         figure.savefig(path)
     return paths
+
+
+# Colours of the kernels, by the label that figures give them (Okabe-Ito, safe for colour blindness).
+KERNEL_COLOURS = dict(
+    zip(
+        dict.fromkeys(kind.label for kind in ATTENTION.values()),
+        ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666"],
+        strict=True,
+    )
+)
+
+
+def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of `values` (runs, ...) over the runs, and half the width of Student's interval for it (0 for a
+    single run)."""
+    values = np.asarray(values, dtype=float)
+    mean, n = values.mean(0), len(values)
+    if n < 2:
+        return mean, np.zeros_like(mean)
+    return mean, stats.t.ppf((1 + level) / 2, n - 1) * values.std(0, ddof=1) / np.sqrt(n)
+
+
+def head_columns(
+    runs: pd.DataFrame, metric: str, layer: int | None = None, prefix: str = ""
+) -> list[str]:
+    """The columns `{prefix}{layer}_{head}_{metric}` of a table, of one layer or of all."""
+    pattern = rf"{prefix}{'[0-9]+' if layer is None else layer}_[0-9]+_{metric}"
+    return list(runs.columns[runs.columns.str.fullmatch(pattern)])
+
+
+def sink_shares(runs: pd.DataFrame, threshold: float = 0.9, min_accuracy: float = 0.95) -> pd.Series:
+    """Of each induction run that solves the task, the share of its second layer's heads that are sinks.
+
+    A run solves the task if its eval/acc_induction exceeds `min_accuracy`; a head is a sink if its
+    rel_attn_bos_global exceeds `threshold`. Indexed as `runs`.
+    """
+    if "eval/acc_induction" not in runs:
+        return pd.Series(dtype=float)
+    scores = runs.loc[runs["eval/acc_induction"] > min_accuracy, head_columns(runs, "rel_attn_bos_global", 1)]
+    return (scores > threshold).where(scores.notna()).mean(axis=1)
+
+
+def sparsity_scores(runs: pd.DataFrame) -> pd.Series:
+    """Of each classification run, the mean over its heads of rel_attn_max clipped to [0, 1]. Indexed as `runs`."""
+    return runs[head_columns(runs, "rel_attn_max")].clip(0, 1).mean(axis=1).dropna()
+
+
+def attention_bars(runs: pd.DataFrame, values: pd.Series, label: str) -> Figure:
+    """Mean of `values` (indexed as `runs`) by attention type: kernels side by side, with and without
+    normalisation, with 95% intervals over runs and their number; a red cross where there is none."""
+    kinds = {name: kind for name, kind in ATTENTION.items() if name != "uniform"}
+    kernels = list(dict.fromkeys(kind.label for kind in kinds.values()))
+    figure, axes = plt.subplots(figsize=(COLUMN, 2.2))
+    for name, kind in kinds.items():
+        if name not in set(runs["attention_type"]):
+            continue
+        alone = sum(other.label == kind.label for other in kinds.values()) == 1
+        x = kernels.index(kind.label) + (0 if alone else -0.2 if kind.normalised else 0.2)
+        chosen = values[runs.loc[values.index, "attention_type"] == name]
+        if chosen.empty:
+            axes.plot(x, 0.03, "x", color="red", markersize=5, clip_on=False)
+            continue
+        mean, half = mean_interval(chosen.to_numpy())
+        fill = KERNEL_COLOURS[kind.label] if kind.normalised else "white"
+        axes.bar(x, mean, 0.36, color=fill, edgecolor=KERNEL_COLOURS[kind.label], linewidth=1)
+        error = [[min(half, mean)], [min(half, 1 - mean)]]  # a share stays within [0, 1]
+        axes.errorbar(x, mean, error, color="black", linewidth=0.8, capsize=1.5)
+        axes.annotate(str(len(chosen)), (x, 1.03), ha="center", fontsize=5.5, color="grey")
+    axes.set_xticks(range(len(kernels)), kernels)
+    axes.set(xlim=(-0.6, len(kernels) - 0.4), ylim=(0, 1.08), ylabel=label)
+    axes.set_yticks([0, 0.5, 1])
+    for normalised in (True, False):
+        name = "normalised" if normalised else "not normalised"
+        axes.bar(np.nan, np.nan, color="grey" if normalised else "white", edgecolor="grey", label=name)
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
+def sink_share_bars(runs: pd.DataFrame, threshold: float = 0.9, min_accuracy: float = 0.95) -> Figure:
+    """`attention_bars` of `sink_shares`."""
+    return attention_bars(runs, sink_shares(runs, threshold, min_accuracy), f"heads with sink score > {threshold}")
+
+
+def sparsity_bars(runs: pd.DataFrame) -> Figure:
+    """`attention_bars` of `sparsity_scores`."""
+    return attention_bars(runs, sparsity_scores(runs), "sparsity score")
+
+
+def curve(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Mean of a metric over runs and half the width of its 95% interval (columns mean, half), by step.
+
+    runs: with histories. A metric is a logged name, or what the names of one that each head has end with
+    (`attn_entropy`), whose mean over heads it then is.
+    """
+    columns = [HISTORY + metric] if HISTORY + metric in runs else head_columns(runs, metric, prefix=HISTORY)
+    points = [
+        pd.Series(np.mean([v for v in run[columns] if np.ndim(v)], axis=0), index=run[HISTORY + "step"])
+        for _, run in runs.iterrows()
+    ]
+    by_step = pd.concat(points).dropna().groupby(level=0)
+    return pd.DataFrame(
+        [mean_interval(values.to_numpy()) for _, values in by_step],
+        index=list(by_step.groups),
+        columns=["mean", "half"],
+    )
+
+
+def training_curves(
+    runs: pd.DataFrame, metrics: Sequence[str] = ("eval/loss", "eval/acc", "attn_entropy")
+) -> Figure:
+    """Metrics (see `curve`) over training, a row each, by attention type: mean and 95% interval over runs."""
+    figure, grid = plt.subplots(len(metrics), 1, figsize=(COLUMN, 0.4 + 1.3 * len(metrics)), sharex=True)
+    for axes, metric in zip(np.atleast_1d(grid), metrics, strict=True):
+        for name, group in runs.groupby("attention_type", sort=False):
+            kind, line = ATTENTION[name], curve(group, metric)
+            style = "-" if kind.normalised else "--"
+            label = kind.label + ("" if kind.normalised or kind.label == "softmax" else ", not normalised")
+            axes.plot(line.index, line["mean"], style, color=KERNEL_COLOURS[kind.label], label=label)
+            band = line["mean"] - line["half"], line["mean"] + line["half"]
+            axes.fill_between(line.index, *band, color=KERNEL_COLOURS[kind.label], alpha=0.15, linewidth=0)
+        axes.set_ylabel({"attn_entropy": "attention entropy"}.get(metric, metric.removeprefix("eval/")))
+    axes.set_xlabel("training step")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure

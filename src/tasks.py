@@ -32,7 +32,8 @@ class Induction:
     """
 
     causal = True
-    accuracy = "acc_induction"  # the accuracy that says whether the task is solved
+    evaluated = EVERYWHERE
+    accuracy = "eval/acc_induction"  # the accuracy that says whether the task is solved
 
     def __init__(self, config: RunConfig):
         self.vocab_size, self.num_context = config.vocab_size, config.seq_length - 3
@@ -85,8 +86,8 @@ class Classification:
     """
 
     causal = False
-    accuracy = "acc"
-    read = slice(-1, None)
+    read = evaluated = slice(-1, None)
+    accuracy = "eval/acc"
 
     def __init__(self, config: RunConfig):
         self.num_tokens, self.num_classes = config.vocab_size, config.num_labels
