@@ -1,39 +1,223 @@
-"""Train one run, or every run of a sweep file.
+"""Train one run, or every run of a sweep file, into the run log.
 
-uv run python train.py                                      # the default induction run
+uv run python train.py                                       # the default induction run
 uv run python train.py --task=classification --num_layers=1
-uv run python train.py --sweep sweeps/quick.yaml            # every run of a sweep, no account needed
-uv run wandb agent ENTITY/PROJECT/SWEEP                     # the same through Weights & Biases
+uv run python train.py --sweep sweeps/quick.yaml             # every run of a sweep, no account needed
+uv run wandb agent ENTITY/PROJECT/SWEEP                      # the same through Weights & Biases
 """
 
+import difflib
 import os
 import re
 import shlex
 import signal
 import sys
-from functools import partial
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from torch import Tensor
+from tqdm import tqdm
 
-from src.config import FIELDS, ConfigError, RunConfig, check_name, checked, require
+from src import report
+from src.config import FIELDS, ConfigError, RunConfig, checked, require
 from src.runs import DEFAULT_LOG, LogError, RunLog, load_runs
-from src.training import Observer, choose_device, prepare_process
+from src.sweep import read_sweep, shard
+from src.tasks import TASKS
+from src.training import Observer, choose_device, estimate_seconds, num_steps, prepare_process
+from src.wandb_runs import wandb_mode, wandb_observers
+from src.workers import Job, execute, run_job
 
-EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+PACE = {"mininterval": 0.5 if sys.stderr.isatty() else 30}  # seconds between lines, in a file few
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses
 
 
 def main(arguments: list[str]) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the end of a job's time is a Ctrl-C
     try:
         options, given = parse(arguments)
-        if options.sweep:
-            return run_sweep(options, given)
-        return run_one(options, RunConfig.from_dict(given))
+        if options.sweep is None:
+            return train_one(options, RunConfig.from_dict(given))
+        return train_sweep(options, given)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return BAD_INPUT
     except LogError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_FAILED
+        return FAILED
+    except KeyboardInterrupt:
+        again = shlex.join(["uv", "run", "python", "train.py", *arguments])
+        print(f"\nStopped. What is logged stays; the same command goes on: {again}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def make_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="train.py", usage="train.py [--NAME=VALUE ...]", description=__doc__, exit_on_error=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file of parameters")
+    parser.add_argument("--sweep", metavar="FILE", help="W&B sweep file whose runs to train")
+    parser.add_argument("--workers", type=int, help="processes for a sweep (default: one for each core, one on a GPU)")
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help="part I of N of a sweep's runs, for job arrays")
+    parser.add_argument("--dry_run", action="store_true", help="say what a sweep would run, and for how long")
+    parser.add_argument("--log", default=str(DEFAULT_LOG), metavar="FILE", help="run log, made if missing")
+    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there")
+    parser.add_argument(
+        "--wandb",
+        type=Literal["online", "offline", "disabled"] | None,
+        help="log to W&B too (default: under its agent, or as WANDB_MODE says)",
+    )
+    parser.add_class_arguments(RunConfig)
+    return parser
+
+
+def parse(arguments: list[str]) -> tuple[Namespace, dict[str, Any]]:
+    """The options, and the parameters of RunConfig that were given; ConfigError for what is neither."""
+    # where YAML has null, W&B's agent passes None
+    arguments = [re.sub("=None$", "=null", argument) for argument in arguments]
+    parser = make_parser()
+    try:
+        options = parser.parse_args(arguments)
+        given = parser.parse_args(arguments, defaults=False)
+    except ArgumentError as error:
+        raise explained(error, list(vars(parser.get_defaults()))) from error
+    require(options.workers is None or options.workers > 0, f"workers={options.workers} must be at least 1")
+    return options, {name: value for name, value in vars(given).items() if name in FIELDS}
+
+
+def explained(error: ArgumentError, known: list[str]) -> ConfigError:
+    """The parser's error in one sentence."""
+    text = " ".join(str(error).split())
+    if unknown := re.search(r"[Uu]nrecognized arguments: --(\w+)|Key '(\w+)' is not expected", text):
+        name = next(filter(None, unknown.groups()))
+        near = difflib.get_close_matches(name, known, n=1)
+        return ConfigError(f"--{name} is no option; " + (f"did you mean --{near[0]}?" if near else "see --help"))
+    key, value = re.search('key "(\\w+)"', text), re.search("(?:Got|Given) value: (.*?)$", text)
+    if key and value:
+        name, value = key[1], value[1]
+        if name in FIELDS:
+            try:
+                checked(name, yaml.safe_load(value))
+            except ConfigError as better:
+                return better
+        return ConfigError(f"--{name}={value} is not allowed; see --help")
+    return ConfigError(text)
+
+
+def open_log(path: str) -> RunLog:
+    try:
+        return RunLog(path)
+    except LogError as error:  # nothing has been started yet: a wrong input
+        raise ConfigError(str(error)) from error
+
+
+class ProgressBar(Observer):
+    """Steps, loss, accuracy and time left of one run."""
+
+    def __init__(self, config: RunConfig):
+        self.accuracy = TASKS[config.task].accuracy
+        self.bar = tqdm(total=num_steps(config), desc=report.name(config), unit="step", **PACE)
+        self.shown: dict[str, str] = {}
+        self.due = 0.0
+
+    def on_step(self, step: int, loss: Tensor, model) -> None:
+        self.bar.update()
+        if time.monotonic() > self.due:  # reading the loss makes a GPU wait
+            self.due = time.monotonic() + 0.2
+            self.bar.set_postfix(self.shown | {"loss": f"{loss.item():.3f}"}, refresh=False)
+
+    def on_epoch(self, epoch: int, results: dict[str, float]) -> None:
+        self.shown = {"accuracy": f"{results[self.accuracy]:.3f}"}
+
+    def on_end(self, state: str, summary: dict[str, float]) -> None:
+        self.bar.close()
+
+
+def train_one(options: Namespace, config: RunConfig) -> int:
+    """Train the run, unless the log has it, and print its results; the exit status."""
+    for name in ("shard", "workers", "dry_run"):
+        require(not given_option(options, name), f"--{name} goes with --sweep; leave it out for a single run")
+    device, mode = choose_device(options.device), wandb_mode(options.wandb)
+    log = open_log(options.log)
+    if not log.claim(config):
+        print("Another process is training this run: waiting for it.", file=sys.stderr)
+        log.claim(config, wait=True)
+    prepare_process()
+    others = wandb_observers(config, mode)
+    if log.states(settled_since=time.time(), of=config):
+        replay(log.row(config), others)
+        print(f"This run is in {log.path} already, and is not repeated.")
+    else:
+        execute(config, log, device, [ProgressBar(config), *others])
+    log.release(config)
+    row = log.row(config)
+    print(report.of_run(config, row), f"Logged in {log.path} as {config.hash}.", sep="\n")
+    return 0 if row["state"] == "finished" else FAILED
+
+
+def given_option(options: Namespace, name: str) -> bool:
+    return options[name] != make_parser().get_defaults()[name]
+
+
+def replay(row: dict[str, Any], observers: list[Observer]) -> None:
+    """Show observers a run that is in the log."""
+    for observer in observers:
+        for results in row["history"]:
+            observer.on_epoch(results["epoch"], results)
+        observer.on_end(row["state"], row["summary"])
+
+
+def train_sweep(options: Namespace, given: dict[str, Any]) -> int:
+    """Train the runs of the sweep that the log lacks; print a table and save pictures; the exit status."""
+    device = choose_device(options.device)
+    points = shard(read_sweep(options.sweep, fixed=given).points(), options.shard)
+    workers = options.workers or (1 if device == "cuda" else len(os.sched_getaffinity(0)))
+    if options.dry_run:
+        return dry_run(points, workers, device)
+    log = open_log(options.log)
+    job = Job(points, log.path.resolve(), device, wandb_mode(options.wandb))
+    watch(job, log, workers, Path(options.sweep).stem)
+
+    hashes = [config.hash for config in points]
+    runs = load_runs(log.path, history=True)
+    runs = runs[runs["hash"].isin(hashes)]
+    print(report.of_sweep(runs))
+    for path in report.save_figures(runs, Path(options.sweep).stem):
+        print(path)
+    failed = int((runs["state"] == "failed").sum())
+    if failed:
+        print(f"{failed} of {len(points)} runs failed; column `error` of the log says why", file=sys.stderr)
+    return FAILED if failed else 0
+
+
+def watch(job: Job, log: RunLog, workers: int, title: str) -> None:
+    """Run the job, with a bar for all of it."""
+    hashes = {config.hash: config.num_epochs for config in job.points}
+    resumed = len(log.states(settled_since=job.began).keys() & hashes)
+    layout = "{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]"
+    with tqdm(total=len(hashes), initial=resumed, desc=title, unit="run", bar_format=layout, **PACE) as bar:
+        for _ in run_job(job, workers):
+            states = {h: s for h, s in log.states(settled_since=job.began).items() if h in hashes}
+            under_way = sum(e / hashes[h] for h, e in log.epochs(job.began).items() if h in hashes)
+            done, failed = len(states), sum(state != "finished" for state in states.values())
+            rate = 60 * (done - resumed) / (time.time() - job.began)
+            bar.set_postfix_str(f"{done} done, {failed} failed, {resumed} resumed, {rate:.1f} runs/min", refresh=False)
+            bar.update(done + under_way - bar.n)
+
+
+def dry_run(points: list[RunConfig], workers: int, device: str) -> int:
+    prepare_process()
+    print(f"{len(points)} runs; the first:")
+    for config in points[:5]:
+        print(" ", report.difference(config))
+    sample = [points[i] for i in np.linspace(0, len(points) - 1, 4, dtype=int)]
+    seconds = np.mean([estimate_seconds(config, device) for config in sample]) * len(points)
+    print(f"About {report.duration(seconds / workers)} with {workers} workers, by a few steps of 4 of them.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

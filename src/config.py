@@ -146,9 +146,7 @@ class RunConfig:
         )
 
     def _check_classification(self):
-        require(
-            self.num_labels >= 2, f"num_labels={self.num_labels} must be at least 2 for there to be a choice"
-        )
+        require(self.num_labels >= 2, f"num_labels={self.num_labels} must be at least 2 for there to be a choice")
         require(
             self.vocab_size > 1 and (self.vocab_size - 1) % self.num_labels == 0,
             f"vocab_size={self.vocab_size} must be 1 more than a multiple of num_labels={self.num_labels}, so "

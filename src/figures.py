@@ -10,7 +10,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy import stats
 
 from src.attention import ATTENTION
 from src.runs import HISTORY
@@ -60,19 +59,18 @@ KERNEL_COLOURS = dict(
 )
 
 
-def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of `values` (runs, ...) over the runs, and half the width of Student's interval for it (0 for a
-    single run)."""
+def mean_interval(values: np.ndarray, level: float = 0.95, resamples: int = 2000) -> tuple[float, float, float]:
+    """Mean of `values` (runs,) over the runs, and its bootstrap percentile interval: (mean, low, high).
+
+    As in rliable (Agarwal et al., 2021): it stays within the values seen, and is a point for a single run.
+    """
     values = np.asarray(values, dtype=float)
-    mean, n = values.mean(0), len(values)
-    if n < 2:
-        return mean, np.zeros_like(mean)
-    return mean, stats.t.ppf((1 + level) / 2, n - 1) * values.std(0, ddof=1) / np.sqrt(n)
+    picks = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
+    low, high = np.quantile(values[picks].mean(1), [(1 - level) / 2, (1 + level) / 2])
+    return values.mean(), low, high
 
 
-def head_columns(
-    runs: pd.DataFrame, metric: str, layer: int | None = None, prefix: str = ""
-) -> list[str]:
+def head_columns(runs: pd.DataFrame, metric: str, layer: int | None = None, prefix: str = "") -> list[str]:
     """The columns `{prefix}{layer}_{head}_{metric}` of a table, of one layer or of all."""
     pattern = rf"{prefix}{'[0-9]+' if layer is None else layer}_[0-9]+_{metric}"
     return list(runs.columns[runs.columns.str.fullmatch(pattern)])
@@ -95,26 +93,30 @@ def sparsity_scores(runs: pd.DataFrame) -> pd.Series:
     return runs[head_columns(runs, "rel_attn_max")].clip(0, 1).mean(axis=1).dropna()
 
 
+def flip_rates(runs: pd.DataFrame) -> pd.Series:
+    """Of each classification run, the largest avg_top1_dominance_rate of its heads. Indexed as `runs`."""
+    names = runs.columns[runs.columns.str.fullmatch("mixing/[0-9]+_[0-9]+/avg_top1_dominance_rate")]
+    return runs[names].max(axis=1).dropna()
+
+
 def attention_bars(runs: pd.DataFrame, values: pd.Series, label: str) -> Figure:
     """Mean of `values` (indexed as `runs`) by attention type: kernels side by side, with and without
     normalisation, with 95% intervals over runs and their number; a red cross where there is none."""
-    kinds = {name: kind for name, kind in ATTENTION.items() if name != "uniform"}
+    seen = set(runs["attention_type"]) - {"uniform"}
+    kinds = {name: kind for name, kind in ATTENTION.items() if name in seen}
     kernels = list(dict.fromkeys(kind.label for kind in kinds.values()))
     figure, axes = plt.subplots(figsize=(COLUMN, 2.2))
     for name, kind in kinds.items():
-        if name not in set(runs["attention_type"]):
-            continue
-        alone = sum(other.label == kind.label for other in kinds.values()) == 1
+        alone = kind.label == "softmax"  # which has no twin without normalisation
         x = kernels.index(kind.label) + (0 if alone else -0.2 if kind.normalised else 0.2)
         chosen = values[runs.loc[values.index, "attention_type"] == name]
         if chosen.empty:
             axes.plot(x, 0.03, "x", color="red", markersize=5, clip_on=False)
             continue
-        mean, half = mean_interval(chosen.to_numpy())
+        mean, low, high = mean_interval(chosen.to_numpy())
         fill = KERNEL_COLOURS[kind.label] if kind.normalised else "white"
         axes.bar(x, mean, 0.36, color=fill, edgecolor=KERNEL_COLOURS[kind.label], linewidth=1)
-        error = [[min(half, mean)], [min(half, 1 - mean)]]  # a share stays within [0, 1]
-        axes.errorbar(x, mean, error, color="black", linewidth=0.8, capsize=1.5)
+        axes.errorbar(x, mean, [[mean - low], [high - mean]], color="black", linewidth=0.8, capsize=1.5)
         axes.annotate(str(len(chosen)), (x, 1.03), ha="center", fontsize=5.5, color="grey")
     axes.set_xticks(range(len(kernels)), kernels)
     axes.set(xlim=(-0.6, len(kernels) - 0.4), ylim=(0, 1.08), ylabel=label)
@@ -137,7 +139,7 @@ def sparsity_bars(runs: pd.DataFrame) -> Figure:
 
 
 def curve(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Mean of a metric over runs and half the width of its 95% interval (columns mean, half), by step.
+    """Mean of a metric over runs and its 95% interval (columns mean, low, high), by training step.
 
     runs: with histories. A metric is a logged name, or what the names of one that each head has end with
     (`attn_entropy`), whose mean over heads it then is.
@@ -148,16 +150,11 @@ def curve(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
         for _, run in runs.iterrows()
     ]
     by_step = pd.concat(points).dropna().groupby(level=0)
-    return pd.DataFrame(
-        [mean_interval(values.to_numpy()) for _, values in by_step],
-        index=list(by_step.groups),
-        columns=["mean", "half"],
-    )
+    lines = {step: mean_interval(values.to_numpy()) for step, values in by_step}
+    return pd.DataFrame.from_dict(lines, orient="index", columns=["mean", "low", "high"])
 
 
-def training_curves(
-    runs: pd.DataFrame, metrics: Sequence[str] = ("eval/loss", "eval/acc", "attn_entropy")
-) -> Figure:
+def training_curves(runs: pd.DataFrame, metrics: Sequence[str] = ("eval/loss", "eval/acc", "attn_entropy")) -> Figure:
     """Metrics (see `curve`) over training, a row each, by attention type: mean and 95% interval over runs."""
     figure, grid = plt.subplots(len(metrics), 1, figsize=(COLUMN, 0.4 + 1.3 * len(metrics)), sharex=True)
     for axes, metric in zip(np.atleast_1d(grid), metrics, strict=True):
@@ -166,8 +163,7 @@ def training_curves(
             style = "-" if kind.normalised else "--"
             label = kind.label + ("" if kind.normalised or kind.label == "softmax" else ", not normalised")
             axes.plot(line.index, line["mean"], style, color=KERNEL_COLOURS[kind.label], label=label)
-            band = line["mean"] - line["half"], line["mean"] + line["half"]
-            axes.fill_between(line.index, *band, color=KERNEL_COLOURS[kind.label], alpha=0.15, linewidth=0)
+            axes.fill_between(line.index, line["low"], line["high"], color=KERNEL_COLOURS[kind.label], alpha=0.2, lw=0)
         axes.set_ylabel({"attn_entropy": "attention entropy"}.get(metric, metric.removeprefix("eval/")))
     axes.set_xlabel("training step")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)

@@ -83,9 +83,7 @@ def by_head(name: str, layers: list[Tensor]) -> dict[str, float]:
 def collect(metric: Callable[[Tensor], dict[str, Tensor]], layers: list[Tensor]) -> dict[str, float]:
     """`metric` of each layer's weights, named {layer}_{head}_{name}."""
     results = [metric(weights) for weights in layers]
-    return {
-        key: value for name in results[0] for key, value in by_head(name, [r[name] for r in results]).items()
-    }
+    return {key: value for name in results[0] for key, value in by_head(name, [r[name] for r in results]).items()}
 
 
 def draw_pairs(labels: Tensor, num: int, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,6 @@ run's byte of that file, which the system releases when the process ends, howeve
 import contextlib
 import fcntl
 import json
-import math
 import os
 import platform
 import sqlite3
@@ -166,7 +165,8 @@ class RunLog:
         """The runs that process `pid` of this machine is at, or was when it died."""
         with self._explained():
             rows = self.db.execute(
-                "SELECT config FROM runs WHERE state = 'running' AND process = ?", [f"{platform.node()}:{pid}"]
+                "SELECT config FROM runs WHERE state = 'running' AND process = ?",
+                [f"{platform.node()}:{pid}"],
             ).fetchall()
         return [RunConfig.from_dict(json.loads(config)) for (config,) in rows]
 
@@ -216,9 +216,7 @@ class RunLog:
     def row(self, config: RunConfig) -> dict[str, Any]:
         """The run's state, summary (dict) and history (list of dicts, one for each epoch)."""
         with self._explained():
-            state, summary = self.db.execute(
-                "SELECT state, summary FROM runs WHERE hash = ?", [config.hash]
-            ).fetchone()
+            state, summary = self.db.execute("SELECT state, summary FROM runs WHERE hash = ?", [config.hash]).fetchone()
             epochs = self.db.execute("SELECT results FROM history WHERE hash = ? ORDER BY epoch", [config.hash])
             history = [json.loads(text) for (text,) in epochs]
         return {"state": state, "summary": json.loads(summary), "history": history}

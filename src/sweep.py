@@ -20,13 +20,11 @@ class Sweep:
     """What a sweep file asks for.
 
     Args:
-        name: The file's `name`, or the file name without its ending.
         method: grid, or random.
         parameters: For each field of RunConfig that the sweep sets, W&B's description of its values.
         run_cap: How many runs a random sweep draws.
     """
 
-    name: str
     method: str
     parameters: Mapping[str, Mapping[str, Any]]
     run_cap: int | None = None
@@ -62,7 +60,10 @@ def read_sweep(path: Path | str, fixed: Mapping[str, Any] | None = None) -> Swee
         raise ConfigError(f"cannot read the sweep file {path}: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"the sweep file {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    require(isinstance(content, dict), f"the sweep file {path} is empty or no mapping; it needs method and parameters")
+    require(
+        isinstance(content, dict),
+        f"the sweep file {path} is empty or no mapping; it needs method and parameters",
+    )
     method, parameters = content.get("method"), content.get("parameters")
     require(
         method in ("grid", "random"),
@@ -79,7 +80,7 @@ def read_sweep(path: Path | str, fixed: Mapping[str, Any] | None = None) -> Swee
         f"method=random never ends by itself: give {path} a run_cap, the number of runs to draw",
     )
     fixed = {name: {"value": value} for name, value in (fixed or {}).items()}
-    return Sweep(str(content.get("name") or Path(path).stem), method, parameters | fixed, run_cap)
+    return Sweep(method, parameters | fixed, run_cap)
 
 
 def grid_values(name: str, spec: Mapping[str, Any]) -> list[Any]:

@@ -1,7 +1,9 @@
 """The training loop, for any task."""
 
+import dataclasses
 import hashlib
 import math
+import time
 from collections.abc import Iterable
 
 import torch
@@ -57,6 +59,21 @@ def build_model(config: RunConfig) -> Transformer:
 def num_steps(config: RunConfig) -> int:
     """Training steps in a run."""
     return config.num_epochs * math.ceil(config.num_train / config.batch_size)
+
+
+def estimate_seconds(config: RunConfig, device: str = "cpu") -> float:
+    """How long the run takes alone, judged by a few steps and evaluations of it."""
+
+    def seconds(steps: int) -> float:
+        began = time.perf_counter()
+        train(dataclasses.replace(config, num_epochs=1, num_train=steps * config.batch_size), device)
+        return time.perf_counter() - began
+
+    seconds(1)  # the first steps of a process are slow
+    few, more = seconds(3), seconds(9)
+    step = max(more - few, 0) / 6
+    evaluations = max(few - 3 * step, 0)  # the two of those runs, and their final metrics
+    return num_steps(config) * step + evaluations * (1 + config.num_epochs) / 2
 
 
 def choose_device(name: str) -> str:
@@ -124,9 +141,7 @@ def training_step(model, optimizer, task, inputs: Tensor, targets: Tensor, preci
 
 
 @torch.no_grad()
-def evaluate(
-    model: Transformer, task, inputs: Tensor, targets: Tensor
-) -> tuple[dict[str, float], list[Tensor]]:
+def evaluate(model: Transformer, task, inputs: Tensor, targets: Tensor) -> tuple[dict[str, float], list[Tensor]]:
     """Loss, accuracies and attention entropies in float32, and the attention weights of each layer."""
     logits, weights = model(inputs, task.evaluated)
     results = {"loss": task.loss(logits, targets).item()} | task.accuracies(logits, targets)

@@ -98,17 +98,13 @@ class Attention(nn.Module):
         mixed, weights = attend(q, x, index, mask)
         return self.output(mixed.index_select(0, wanted)), weights
 
-    def attend_to_places(
-        self, q: Tensor, x: Tensor, index: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def attend_to_places(self, q: Tensor, x: Tensor, index: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Values mixed for the queries q (B, R, C), as (B · R, C), and the weights (B, H, R, T)."""
         k, v = (self.heads(gather(layer, x, index)) for layer in (self.keys, self.value))
         weights = self.type.weights(self.heads(q), k, mask)
         return (weights @ v).transpose(1, 2).flatten(2).flatten(0, 1), weights
 
-    def attend_to_rows(
-        self, q: Tensor, x: Tensor, index: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def attend_to_rows(self, q: Tensor, x: Tensor, index: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The same, from the scores and weights of each query on the distinct rows x."""
         (B, R, _), H = q.shape, self.num_heads
         k, v = self.heads(self.keys(x)), self.heads(self.value(x))  # (H, N, D)
@@ -124,9 +120,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """`x += attention(LN(x))`, `x += MLP(LN(x))`."""
 
-    def __init__(
-        self, embed_dim: int, num_heads: int, attention_type: str, use_mlp: bool, use_layernorm: bool
-    ):
+    def __init__(self, embed_dim: int, num_heads: int, attention_type: str, use_mlp: bool, use_layernorm: bool):
         super().__init__()
         norm = nn.LayerNorm if use_layernorm else nn.Identity
         self.attention_norm = norm(embed_dim)

@@ -21,11 +21,11 @@ PATIENCE = 120  # seconds that the end of a run waits for W&B to take what was l
 class WandbLogger(Observer):
     """Logs a run to W&B: each epoch as history, the end as summary. Under `wandb agent`, to the agent's run."""
 
-    def __init__(self, config: RunConfig, mode: str | None = None):
+    def __init__(self, config: RunConfig, mode: str):
         self.run = None
         self._attempt("start a run", lambda: self._start(config, mode))
 
-    def _start(self, config: RunConfig, mode: str | None) -> None:
+    def _start(self, config: RunConfig, mode: str) -> None:
         import wandb
 
         settings = wandb.Settings(init_timeout=PATIENCE)
@@ -60,6 +60,17 @@ class WandbLogger(Observer):
             print(f"W&B could not {what} ({reason}); the run goes on, in the local log", file=sys.stderr)
 
 
+def wandb_observers(config: RunConfig, mode: str | None) -> list[Observer]:
+    """The W&B logger of a run, or nothing for mode None."""
+    return [WandbLogger(config, mode)] if mode else []
+
+
+def wandb_mode(asked: str | None = None) -> str | None:
+    """W&B's mode for a run: as asked for, else by W&B's own variables; None where nobody wants W&B."""
+    wanted = asked or os.environ.get("WANDB_MODE") or ("online" if "WANDB_SWEEP_ID" in os.environ else None)
+    return None if wanted == "disabled" else wanted
+
+
 def records(source: str, history: bool = False) -> Iterator[dict[str, Any]]:
     """One flat dict for each run of the sweep `entity/project/sweep_id`, as `RunLog.records` gives them.
 
@@ -76,7 +87,10 @@ def records(source: str, history: bool = False) -> Iterator[dict[str, Any]]:
         total = len(runs)
         if not total:
             raise LogError(f"W&B has no runs of sweep {source}")
-        with ThreadPoolExecutor(8 if history else 1) as pool, tqdm(total=total, desc=source, unit="run") as bar:
+        with (
+            ThreadPoolExecutor(8 if history else 1) as pool,
+            tqdm(total=total, desc=source, unit="run") as bar,
+        ):
             for record in pool.map(lambda run: as_record(run, history), runs):
                 bar.update()
                 yield record

@@ -1,5 +1,6 @@
 """Running runs: one in this process, or many in worker processes that share a log."""
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -8,7 +9,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from src.config import RunConfig
 from src.runs import LogError, RunLog
 from src.training import DivergedError, Observer, prepare_process, train
+from src.wandb_runs import wandb_observers
 
 CRASHES = 2  # processes that may die over one run before it counts as failed
 BAD_LOG = 3  # a worker's exit status when it cannot use the log
@@ -72,7 +74,7 @@ class Job:
     points: Sequence[RunConfig]
     log: Path
     device: str = "cpu"
-    observers: Callable[[RunConfig], list[Observer]]  # importable by name: workers are fresh processes
+    wandb_mode: str | None = None  # None: W&B is left alone
     began: float = field(default_factory=time.time)
 
 
@@ -90,7 +92,7 @@ def work(job: Job) -> None:
             for config in job.points:
                 if config.hash not in settled and log.claim(config, wait):
                     if config.hash not in log.states(settled_since=job.began, of=config):  # still
-                        execute(config, log, job.device, job.observers(config))
+                        execute(config, log, job.device, wandb_observers(config, job.wandb_mode))
                     log.release(config)
     except LogError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -117,6 +119,8 @@ def run_job(job: Job, num_workers: int, every: float = 0.5) -> Iterator[None]:
     and end.
     """
     log = RunLog(job.log)
+    settled = log.states(settled_since=job.began)
+    job = dataclasses.replace(job, points=[config for config in job.points if config.hash not in settled])
     context = multiprocessing.get_context("spawn")
     crashes: Counter[str] = Counter()
     workers: list[multiprocessing.Process] = []
