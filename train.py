@@ -22,8 +22,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from torch import Tensor
 from tqdm import tqdm
 
-from src import report
-from src.config import FIELDS, ConfigError, RunConfig, checked, require
+from src.config import FIELD_TYPES, FIELDS, ConfigError, RunConfig, as_type, require
 from src.runs import DEFAULT_LOG, LogError, RunLog, load_runs
 from src.sweep import read_sweep, shard
 from src.tasks import TASKS
@@ -31,6 +30,12 @@ from src.training import Observer, choose_device, estimate_seconds, num_steps, p
 from src.wandb_runs import wandb_mode, wandb_observers
 from src.workers import Job, execute, run_job
 
+SUMMARY = __doc__.splitlines()[0]
+OPTION_TYPES = {
+    "workers": int | None,
+    "device": Literal["auto", "cpu", "cuda"],
+    "wandb": Literal["online", "offline", "disabled"] | None,
+}
 PACE = {"mininterval": 0.5 if sys.stderr.isatty() else 30}  # seconds between lines, in a file few
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses
 
@@ -56,18 +61,22 @@ def main(arguments: list[str]) -> int:
 
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(
-        prog="train.py", usage="train.py [--NAME=VALUE ...]", description=__doc__, exit_on_error=False
+        prog="train.py", usage="train.py [--NAME=VALUE ...]", description=SUMMARY, exit_on_error=False, allow_abbrev=False
     )
     parser.add_argument("--config", action="config", help="YAML file of parameters")
     parser.add_argument("--sweep", metavar="FILE", help="W&B sweep file whose runs to train")
-    parser.add_argument("--workers", type=int, help="processes for a sweep (default: one for each core, one on a GPU)")
+    parser.add_argument(
+        "--workers",
+        type=OPTION_TYPES["workers"],
+        help="processes for a sweep (default: one for each core, one on a GPU)",
+    )
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="part I of N of a sweep's runs, for job arrays")
     parser.add_argument("--dry_run", action="store_true", help="say what a sweep would run, and for how long")
     parser.add_argument("--log", default=str(DEFAULT_LOG), metavar="FILE", help="run log, made if missing")
-    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there")
+    parser.add_argument("--device", type=OPTION_TYPES["device"], default="auto", help="auto: cuda if there")
     parser.add_argument(
         "--wandb",
-        type=Literal["online", "offline", "disabled"] | None,
+        type=OPTION_TYPES["wandb"],
         help="log to W&B too (default: under its agent, or as WANDB_MODE says)",
     )
     parser.add_class_arguments(RunConfig)
@@ -91,19 +100,20 @@ def parse(arguments: list[str]) -> tuple[Namespace, dict[str, Any]]:
 def explained(error: ArgumentError, known: list[str]) -> ConfigError:
     """The parser's error in one sentence."""
     text = " ".join(str(error).split())
-    if unknown := re.search(r"[Uu]nrecognized arguments: --(\w+)|Key '(\w+)' is not expected", text):
+    if unknown := re.search(r"[Uu]nrecognized arguments: --(\w+)|Option '(\w+)' is not accepted", text):
         name = next(filter(None, unknown.groups()))
         near = difflib.get_close_matches(name, known, n=1)
-        return ConfigError(f"--{name} is no option; " + (f"did you mean --{near[0]}?" if near else "see --help"))
+        return ConfigError(f"{name} is no option; " + (f"did you mean {near[0]}?" if near else "see --help"))
+    if 'key "config"' in text or "Unexpected config" in text:
+        return ConfigError(f"--config needs a YAML file of parameters: {text:.200}")
     key, value = re.search('key "(\\w+)"', text), re.search("(?:Got|Given) value: (.*?)$", text)
     if key and value:
         name, value = key[1], value[1]
-        if name in FIELDS:
-            try:
-                checked(name, yaml.safe_load(value))
-            except ConfigError as better:
-                return better
-        return ConfigError(f"--{name}={value} is not allowed; see --help")
+        try:
+            as_type(name, yaml.safe_load(value), (FIELD_TYPES | OPTION_TYPES)[name])
+        except ConfigError as better:
+            return better
+        return ConfigError(f"{name}={value} is not of the right kind; see --help")
     return ConfigError(text)
 
 
@@ -119,7 +129,7 @@ class ProgressBar(Observer):
 
     def __init__(self, config: RunConfig):
         self.accuracy = TASKS[config.task].accuracy
-        self.bar = tqdm(total=num_steps(config), desc=report.name(config), unit="step", **PACE)
+        self.bar = tqdm(total=num_steps(config), desc=config.title, unit="step", **PACE)
         self.shown: dict[str, str] = {}
         self.due = 0.0
 
@@ -154,6 +164,8 @@ def train_one(options: Namespace, config: RunConfig) -> int:
         execute(config, log, device, [ProgressBar(config), *others])
     log.release(config)
     row = log.row(config)
+    from src import report  # with pandas, slow to import: not before the run
+
     print(report.of_run(config, row), f"Logged in {log.path} as {config.hash}.", sep="\n")
     return 0 if row["state"] == "finished" else FAILED
 
@@ -180,6 +192,8 @@ def train_sweep(options: Namespace, given: dict[str, Any]) -> int:
     log = open_log(options.log)
     job = Job(points, log.path.resolve(), device, wandb_mode(options.wandb))
     watch(job, log, workers, Path(options.sweep).stem)
+
+    from src import report  # with matplotlib, slow to import: not in every worker
 
     hashes = [config.hash for config in points]
     runs = load_runs(log.path, history=True)
@@ -209,6 +223,8 @@ def watch(job: Job, log: RunLog, workers: int, title: str) -> None:
 
 
 def dry_run(points: list[RunConfig], workers: int, device: str) -> int:
+    from src import report
+
     prepare_process()
     print(f"{len(points)} runs; the first:")
     for config in points[:5]:

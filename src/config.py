@@ -170,6 +170,10 @@ class RunConfig:
         return dataclasses.asdict(self)
 
     @property
+    def title(self) -> str:
+        return f"{self.task}, {self.attention_type}, seed {self.seed}"
+
+    @property
     def hash(self) -> str:
         """The run's identity: 16 hexadecimal digits that depend on every field."""
         text = json.dumps(self.to_dict(), sort_keys=True)
@@ -177,7 +181,7 @@ class RunConfig:
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
-_TYPES = get_type_hints(RunConfig)
+FIELD_TYPES = get_type_hints(RunConfig)
 
 
 def require(condition: bool, sentence: str) -> None:
@@ -195,14 +199,19 @@ def check_name(name: str) -> None:
 
 def checked(name: str, value: Any) -> Any:
     """`value` as the type of field `name`, where it is one without loss; else ConfigError."""
-    kind = _TYPES[name]
+    return as_type(name, value, FIELD_TYPES[name])
+
+
+def as_type(name: str, value: Any, kind: Any) -> Any:
+    """`value` as a bool, int, float, one of a Literal, or None where `kind` allows it; else ConfigError."""
     if get_origin(kind) in (Union, UnionType):
         if value is None:
             return None
         (kind,) = (k for k in get_args(kind) if k is not NoneType)
     if get_origin(kind) is Literal:
         allowed = get_args(kind)
-        require(value in allowed, f"{name}={value} is not allowed; choose one of {', '.join(allowed)}")
+        hint = ' (YAML reads no as False: write "no")' if value is False and "no" in allowed else ""
+        require(value in allowed, f"{name}={value} is not allowed; choose one of {', '.join(allowed)}{hint}")
         return value
     if kind is bool and isinstance(value, bool):
         return value

@@ -11,10 +11,6 @@ from src.config import RunConfig
 from src.tasks import TASKS
 
 
-def name(config: RunConfig) -> str:
-    return f"{config.task}, {config.attention_type}, seed {config.seed}"
-
-
 def difference(config: RunConfig) -> str:
     """What makes the run another than its task's default run."""
     default = RunConfig(task=config.task).to_dict()
@@ -32,7 +28,7 @@ def duration(seconds: float) -> str:
 
 def of_run(config: RunConfig, row: dict[str, Any]) -> str:
     """The results of one run: what is measured once, and a table of what is measured for each head."""
-    once, heads = [f"{name(config)}: {row['state']}"], {}
+    once, heads = [f"{config.title}: {row['state']}"], {}
     for key, value in row["summary"].items():
         if match := re.fullmatch(r"(?:mixing/)?(\d+)_(\d+)[_/](.+)", key):
             layer, head, metric = match.groups()

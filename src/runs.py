@@ -66,10 +66,12 @@ class RunLog:
     def __init__(self, path: Path | str = DEFAULT_LOG):
         self.path = Path(path)
         self._lock_file = None
-        with self._explained():
+        try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
             self._prepare()
+        except (sqlite3.Error, OSError) as error:
+            raise LogError(f"cannot open the run log {self.path} ({error}); choose another file with --log") from error
 
     def _prepare(self) -> None:
         (application,) = self.db.execute("PRAGMA application_id").fetchone()
@@ -115,7 +117,7 @@ class RunLog:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise LogError(f"cannot use the run log {self.path}: {error}; what it holds is kept") from error
+            raise LogError(f"cannot use the run log {self.path} ({error}); what it holds is kept") from error
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

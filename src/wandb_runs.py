@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any
 
 from src.config import RunConfig
@@ -15,7 +16,7 @@ from src.runs import LogError, as_columns
 from src.training import Observer
 
 PROJECT = "softmax-polarization"
-PATIENCE = 120  # seconds that the end of a run waits for W&B to take what was logged
+PATIENCE = 60  # seconds to wait for W&B each time before the run goes on without it
 
 
 class WandbLogger(Observer):
@@ -57,7 +58,7 @@ class WandbLogger(Observer):
         if failure or thread.is_alive():
             self.run = None
             reason = " ".join(str(failure[0]).split()) if failure else f"no answer in {PATIENCE} s"
-            print(f"W&B could not {what} ({reason}); the run goes on, in the local log", file=sys.stderr)
+            print(f"W&B could not {what} ({reason}); the local log has the run all the same", file=sys.stderr)
 
 
 def wandb_observers(config: RunConfig, mode: str | None) -> list[Observer]:
@@ -103,8 +104,8 @@ def as_record(run: Any, history: bool) -> dict[str, Any]:
     """A run of wandb.Api as a flat dict: config, summary, and with `history` lists over epochs."""
     named = {k: v for k, v in (dict(run.config) | dict(run.summary)).items() if not k.startswith("_")}
     numbers = {k: v for k, v in named.items() if isinstance(v, int | float | str | bool) or v is None}
-    record = {"hash": run.id, "state": run.state, "started": run.created_at} | numbers
-    record["seconds"] = dict(run.summary).get("_runtime")
+    started = datetime.fromisoformat(run.created_at).timestamp()
+    record = {"hash": run.id, "state": run.state, "started": started, "seconds": run.summary.get("_runtime")} | numbers
     if history:
         record |= as_columns([{k: v for k, v in row.items() if k[0] != "_"} for row in run.scan_history()])
     return record
