@@ -61,7 +61,11 @@ def main(arguments: list[str]) -> int:
 
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(
-        prog="train.py", usage="train.py [--NAME=VALUE ...]", description=SUMMARY, exit_on_error=False, allow_abbrev=False
+        prog="train.py",
+        usage="train.py [--NAME=VALUE ...]",
+        description=SUMMARY,
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file of parameters")
     parser.add_argument("--sweep", metavar="FILE", help="W&B sweep file whose runs to train")

@@ -33,6 +33,12 @@ def distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
     return first.scatter_reduce_(0, index.flatten(), places, "amin"), index
 
 
+def every(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """As `distinct`, for ids (B, T) that all differ, whatever they are."""
+    places = torch.arange(ids.numel(), device=ids.device)
+    return places, places.view(ids.shape)
+
+
 def prefix_ids(tokens: Tensor) -> Tensor:
     """Ids (B, T), equal at a place where two sequences of `tokens` (B, T) are equal up to that place."""
     B, T = tokens.shape
@@ -171,10 +177,11 @@ class Transformer(nn.Module):
         self.apply(lambda module: initialise(module, generator))
 
     def embed(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The distinct embeddings (N, C) in `tokens` (B, T), and the index (B, T) of each."""
+        """Embeddings (N, C), one for each distinct token and place, and the index (B, T) of each of `tokens`."""
         T = tokens.shape[1]
-        places = torch.arange(T, device=tokens.device)
-        first, index = distinct(tokens if self.position_embedding is None else tokens * T + places)
+        if self.position_embedding is None and self.token_embedding.num_embeddings <= tokens.numel():
+            return self.token_embedding.weight, tokens
+        first, index = distinct(tokens * T + torch.arange(T, device=tokens.device))
         x = self.token_embedding(tokens.flatten()[first])
         if self.positional_type == "add":
             x = x + self.position_embedding(first % T)
@@ -189,13 +196,12 @@ class Transformer(nn.Module):
         """
         B, T = tokens.shape
         x, index = self.embed(tokens)
-        places = torch.arange(B * T, device=tokens.device).view(B, T)
-        ids = prefix_ids(tokens) if self.causal else places
+        ids = prefix_ids(tokens) if self.causal else None
         mask = torch.ones(T, T, dtype=torch.bool, device=tokens.device).tril() if self.causal else None
         weights = []
         for block in self.blocks:
             at = read if block is self.blocks[-1] else EVERYWHERE
-            wanted, next_index = distinct(ids[:, at])
+            wanted, next_index = every(index[:, at]) if ids is None else distinct(ids[:, at])
             x, w = block(x, index, at, wanted, None if mask is None else mask[at])
             weights.append(w)
             index = next_index

@@ -1,0 +1,107 @@
+"""How fast training is: src beside the straightforward implementation of benchmarks/plain.py, in one run.
+
+uv run python benchmarks/training.py        # about four minutes
+"""
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from benchmarks import plain
+from src.config import RunConfig
+from src.metrics import NUM_PAIRS
+from src.runs import device_name
+from src.tasks import TASKS
+from src.training import build_model, prepare_process, stream, training_step
+
+ONE = {"task": "classification", "num_layers": 1, "num_heads": 1}
+STEPS = {
+    "classification, 1 layer, 1 head, MLP and LayerNorm": ONE,
+    "classification, 1 layer, 1 head, neither": ONE | {"use_mlp": False, "use_layernorm": False},
+    "classification, 2 layers, 4 heads": {"task": "classification"},
+    "induction, aux 0.2": {},
+    "induction, aux 0": {"aux_loss_weight": 0.0},
+    "induction, aux 0.2, bf16": {"precision": "bf16"},
+    "induction, aux 0, bf16": {"aux_loss_weight": 0.0, "precision": "bf16"},
+}
+
+
+def seconds(*functions: Callable[[], object], repeats: int) -> np.ndarray:
+    """Median seconds of each function, called in turns so that all meet the same machine."""
+    for function in functions:
+        function()
+    times = np.empty((repeats, len(functions)))
+    for row in times:
+        for i, function in enumerate(functions):
+            began = time.perf_counter()
+            function()
+            row[i] = time.perf_counter() - began
+    return np.median(times, axis=0)
+
+
+def fast_training(config: RunConfig, inputs: torch.Tensor, targets: torch.Tensor) -> Iterator[float]:
+    """The counterpart of `plain_training` with the parts of src.training."""
+    task, model, order = TASKS[config.task](config), build_model(config), stream(config, "order")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
+    while True:
+        for batch in torch.randperm(len(inputs), generator=order).split(config.batch_size):
+            yield training_step(model, optimizer, task, inputs[batch], targets[batch], config.precision).item()
+
+
+def measure_steps() -> str:
+    rows = {}
+    for name, fields in STEPS.items():
+        config = RunConfig(**fields)
+        data = TASKS[config.task](config).sequences(40 * config.batch_size, stream(config, "training data"))
+        slow, fast = plain.plain_training(config, *data), fast_training(config, *data)
+        for _ in range(5):
+            next(fast)
+        times = 1e3 * seconds(lambda it=slow: next(it), lambda it=fast: next(it), repeats=31)
+        rows[name] = [*times, times[0] / times[1]]
+    return table(rows, "ms")
+
+
+def measure_around() -> str:
+    rows = {}
+    config = RunConfig()
+    task = TASKS[config.task](config)
+    data = stream(config, "training data")
+    rows["100,000 induction sequences"] = seconds(
+        lambda: plain.plain_induction_sequences(config, 100_000), lambda: task.sequences(100_000, data), repeats=3
+    )
+    inputs, _ = task.sequences(1000, data)
+    with torch.no_grad():
+        model = build_model(config)
+        rows["sink scores of 1,000 sequences"] = seconds(
+            lambda: plain.plain_bos_attention(model, inputs),
+            lambda: task.final_metrics(model, model(inputs)[1], inputs, None, data),
+            repeats=3,
+        )
+        config = RunConfig(task="classification")
+        task, model = TASKS[config.task](config), build_model(config)
+        inputs, labels = task.sequences(1000, data)
+        rows["label mixing, 2 layers × 4 heads × 500 pairs"] = seconds(
+            lambda: plain.plain_label_mixing(model, inputs, labels, NUM_PAIRS),
+            lambda: task.final_metrics(model, model(inputs, task.read)[1], inputs, labels, data),
+            repeats=1,
+        )
+    return table({name: [*times, times[0] / times[1]] for name, times in rows.items()}, "s")
+
+
+def table(rows: dict[str, list[float]], unit: str) -> str:
+    """In Markdown."""
+    lines = [f"| | straightforward ({unit}) | here ({unit}) | times faster |", "| --- | --- | --- | --- |"]
+    return "\n".join(lines + [f"| {name} | {a:.3g} | {b:.3g} | {c:.3g} |" for name, (a, b, c) in rows.items()])
+
+
+def main() -> None:
+    prepare_process()
+    print(f"{device_name('cpu')}, torch {torch.__version__}, one thread, medians")
+    for measured in (measure_steps(), measure_around()):
+        print(measured, end="\n\n")
+
+
+if __name__ == "__main__":
+    main()
