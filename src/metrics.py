@@ -120,7 +120,7 @@ def label_mixing(
 
     For each head and pair of sequences A, B of different labels: the top token of A among the others of B
     (mixed A), and of B among the others of A (mixed B), shuffled; how often is A's (B's) label predicted?
-    All heads and pairs in one forward pass.
+    All heads and pairs in one call of `predict`.
 
     rows: each layer's CLS row (B, H, K) over inputs (B, K), whose last column is CLS; labels (B,); predict:
     sequences to labels. Keys `mixing/{layer}_{head}/…` hold the rates, their mean, and the counts behind.

@@ -115,10 +115,13 @@ class Classification:
         self, model: Transformer, weights: list[Tensor], inputs: Tensor, labels: Tensor, generator: Generator
     ) -> dict[str, float]:
         """How much of CLS's attention goes to one token, and whether that token decides the prediction."""
-        of_cls = [w[:, :, -1] for w in weights]  # (B, H, T) each
-        mixing = metrics.label_mixing(
-            lambda tokens: model(tokens, self.read)[0][:, -1].argmax(-1), of_cls, inputs, labels, generator
-        )
+        of_cls = [w[:, :, -1].cpu() for w in weights]  # (B, H, T) each
+
+        def predict(tokens: Tensor) -> Tensor:
+            parts = tokens.to(inputs.device).split(1000)  # whose activations stay in the processor's cache
+            return torch.cat([model(part, self.read)[0][:, -1].argmax(-1) for part in parts]).cpu()
+
+        mixing = metrics.label_mixing(predict, of_cls, inputs.cpu(), labels.cpu(), generator)
         return metrics.collect(metrics.cls_attention, of_cls) | mixing
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional as F
 
 from src.attention import ATTENTION
 from src.cpu import Linear
@@ -26,11 +27,16 @@ EVERYWHERE = slice(None)
 
 def distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
     """Where each distinct id of `ids` (B, T) stands first, (N,) in the flattened ids, and the index (B, T)
-    of the one that stands at each place."""
+    of the one that stands at each place.
+
+    N is rounded up to a multiple of 16 by rows that stand nowhere: oneDNN prepares its products anew for
+    each size that it meets, which costs more than those rows.
+    """
     values, index = ids.unique(return_inverse=True)
     places = torch.arange(ids.numel(), device=ids.device)
     first = places.new_full((len(values),), ids.numel())
-    return first.scatter_reduce_(0, index.flatten(), places, "amin"), index
+    first.scatter_reduce_(0, index.flatten(), places, "amin")
+    return F.pad(first, (0, -len(first) % 16)), index
 
 
 def every(ids: Tensor) -> tuple[Tensor, Tensor]:
