@@ -192,7 +192,7 @@ def require(condition: bool, sentence: str) -> None:
 def check_name(name: str) -> None:
     """ConfigError if no field of RunConfig has this name."""
     if name not in FIELDS:
-        near = difflib.get_close_matches(name, FIELDS, n=1)
+        near = difflib.get_close_matches(str(name), FIELDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the parameters are {', '.join(FIELDS)}"
         raise ConfigError(f"{name} is no parameter of a run; {hint}")
 

@@ -102,8 +102,11 @@ def draw(name: str, spec: Mapping[str, Any], rng: np.random.Generator) -> Any:
     if "value" in spec:
         return spec["value"]
     if "values" in spec:
-        values = grid_values(name, {"values": spec["values"]})
-        return values[rng.choice(len(values), p=spec.get("probabilities"))]
+        grid_values(name, spec)  # checks them
+        try:
+            return spec["values"][rng.choice(len(spec["values"]), p=spec.get("probabilities"))]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"probabilities of {name} do not fit its values: {error}") from error
     low, high, q = spec.get("min"), spec.get("max"), spec.get("q", 1)
     whole = isinstance(low, int) and isinstance(high, int)
     distribution = spec.get("distribution", "int_uniform" if whole else "uniform")
