@@ -77,6 +77,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="part I of N of a sweep's runs, for job arrays")
     parser.add_argument("--dry_run", action="store_true", help="say what a sweep would run, and for how long")
     parser.add_argument("--log", default=str(DEFAULT_LOG), metavar="FILE", help="run log, made if missing")
+    parser.add_argument("--figures", metavar="FOLDER", help="for a sweep's pictures (default: visualizations/fig)")
     parser.add_argument("--device", type=OPTION_TYPES["device"], default="auto", help="auto: cuda if there")
     parser.add_argument(
         "--wandb",
@@ -152,7 +153,7 @@ class ProgressBar(Observer):
 
 def train_one(options: Namespace, config: RunConfig) -> int:
     """Train the run, unless the log has it, and print its results; the exit status."""
-    for name in ("shard", "workers", "dry_run"):
+    for name in ("shard", "workers", "dry_run", "figures"):
         require(not given_option(options, name), f"--{name} goes with --sweep; leave it out for a single run")
     device, mode = choose_device(options.device), wandb_mode(options.wandb)
     log = open_log(options.log)
@@ -203,7 +204,7 @@ def train_sweep(options: Namespace, given: dict[str, Any]) -> int:
     runs = load_runs(log.path, history=True)
     runs = runs[runs["hash"].isin(hashes)]
     print(report.of_sweep(runs))
-    for path in report.save_figures(runs, Path(options.sweep).stem):
+    for path in report.save_figures(runs, Path(options.sweep).stem, options.figures):
         print(path)
     failed = int((runs["state"] == "failed").sum())
     if failed:

@@ -45,7 +45,8 @@ def save(figure: Figure, name: str, folder: Path | str = FOLDER) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{kind}" for kind in ("pdf", "png")]  # a name may hold dots: aux0.2
     for path in paths:
-        figure.savefig(path)
+        # no date in the PDF: the same figure is the same file
+        figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
     return paths
 
 

@@ -53,14 +53,15 @@ def of_sweep(runs: pd.DataFrame) -> str:
     return counts.join(table.dropna(axis=1, how="all")).to_string(float_format="{:.3f}".format, na_rep="–")
 
 
-def save_figures(runs: pd.DataFrame, title: str) -> list[Path]:
-    """The pictures of a sweep, as far as its finished runs give any; the paths of the files."""
+def save_figures(runs: pd.DataFrame, title: str, folder: Path | str | None = None) -> list[Path]:
+    """Save the pictures of a sweep, as far as its finished runs give any; the paths of the files."""
     runs = runs[runs["state"] == "finished"]
+    folder = folder or figures.FOLDER
     paths = []
     for task, group in runs.groupby("task", sort=False):
         bars = {"induction": figures.sink_share_bars, "classification": figures.sparsity_bars}[task]
         kind = {"induction": "sink_share", "classification": "sparsity"}[task]
         curves = figures.training_curves(group, ("eval/loss", TASKS[task].accuracy, "attn_entropy"))
-        paths += figures.save(bars(group), f"{title}_{kind}")
-        paths += figures.save(curves, f"{title}_{task}_training")
+        paths += figures.save(bars(group), f"{title}_{kind}", folder)
+        paths += figures.save(curves, f"{title}_{task}_training", folder)
     return paths

@@ -19,12 +19,14 @@ import time
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 
 from src.config import FIELDS, ConfigError, RunConfig
+
+if TYPE_CHECKING:
+    import pandas as pd  # slow to import: for the readers of a log, not for the workers that write it
 
 ROOT = Path(__file__).parents[1]
 DEFAULT_LOG = ROOT / "logs" / "runs.db"
@@ -276,7 +278,7 @@ def device_name(device: str) -> str:
 # Reading back
 
 
-def load_runs(source: Path | str = DEFAULT_LOG, history: bool = False) -> pd.DataFrame:
+def load_runs(source: Path | str = DEFAULT_LOG, history: bool = False) -> "pd.DataFrame":
     """One table, a row for each run, from wherever runs are kept.
 
     source: a run log (a .db file), a Parquet table made by `export`, or `entity/project/sweep_id` on Weights &
@@ -286,6 +288,8 @@ def load_runs(source: Path | str = DEFAULT_LOG, history: bool = False) -> pd.Dat
 
     Raises LogError if there is no such source or it cannot be read.
     """
+    import pandas as pd
+
     path = Path(source)
     if path.suffix == ".parquet":
         return _load_parquet(path, history)
@@ -307,7 +311,8 @@ def require_log(path: Path) -> None:
         raise LogError(f"there is no run log {path}; train.py makes one, or name another source")
 
 
-def _load_parquet(path: Path, history: bool) -> pd.DataFrame:
+def _load_parquet(path: Path, history: bool) -> "pd.DataFrame":
+    import pandas as pd
     import pyarrow.parquet as pq
 
     try:
