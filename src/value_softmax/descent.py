@@ -69,7 +69,9 @@ def _record_steps(record, steps: int) -> np.ndarray:
     """The steps to record, as int64; ValueError unless whole, increasing and within 0 … `steps`."""
     result = checks.increasing("record", record, least=0)
     if result[-1] > steps:
-        raise ValueError(f"record ends at step {result[-1]:.0f}: the run has only {steps}, leave later ones out")
+        raise ValueError(
+            f"record ends at step {result[-1]:.0f}: the run has only {steps}, leave later ones out"
+        )
     if (result != np.rint(result)).any():
         raise ValueError("record holds a fraction of a step: give whole numbers")
     return result.astype(np.int64)

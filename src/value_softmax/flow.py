@@ -67,9 +67,7 @@ def orbit(u, a, tau, *, beta_sq: float = 1.0, tol: float = TOLERANCE) -> Orbit:
     return Orbit(tau, states[:, : u.size], states[:, u.size :], beta_sq)
 
 
-def reduced_flow(
-    loss: str, u, a, log_t, *, beta_sq: float = 1.0, tol: float = TOLERANCE
-) -> Orbit:
+def reduced_flow(loss: str, u, a, log_t, *, beta_sq: float = 1.0, tol: float = TOLERANCE) -> Orbit:
     """The reduced flow of the "logistic" or "square" loss from u (n), a (n) at t = 0, at increasing log t (R).
 
     Solved in ℓ = log(1 + t): dτ/dℓ = γ exp ℓ stays of order 1 for the logistic loss however large t is. The
@@ -85,9 +83,10 @@ def reduced_flow(
         return rate * np.append(_polarize(u, a, beta_sq), 1.0)
 
     def settled(_, y):
-        return 1 - softmax(y[n : 2 * n]) @ y[:n] / beta_sq - SETTLED
+        return side * (1 - softmax(y[n : 2 * n]) @ y[:n] / beta_sq) - SETTLED
 
     n, settled.terminal = u.size, True
+    side = 1 if softmax(a) @ u < beta_sq else -1  # of the target, which γ keeps
     start = np.concatenate((u, a, [0.0]))
     states = _solve(field, start, np.logaddexp(0, log_t), tol, settled if loss == "square" else None)
     return Orbit(states[:, -1], states[:, :n], states[:, n : 2 * n], beta_sq)
@@ -100,7 +99,9 @@ def reduce(trajectory: Trajectory) -> Orbit:
     Raises ValueError unless the model has softmax weights, V of its own, one target β and one row of scores.
     """
     if not is_reducible(trajectory.model) or trajectory.a.ndim != 2:
-        raise ValueError("the trajectory does not reduce: it takes softmax, not tied, logistic or square, a of (n)")
+        raise ValueError(
+            "the trajectory does not reduce: it takes softmax, not tied, logistic or square, a of (n)"
+        )
     u, beta_sq = trajectory.u, float(trajectory.model.target @ trajectory.model.target)
     return Orbit((u - u[0]).sum(-1) / beta_sq, u, trajectory.a, beta_sq)
 
@@ -112,9 +113,9 @@ SPEEDS = {  # dτ/dℓ = γ dt/dℓ from ⟨s, u⟩, ‖β‖² and ℓ = log(1 
 
 
 def _polarize(u, a, beta_sq):
-    """(du/dτ, da/dτ), joined."""
+    """(du/dτ, da/dτ), joined; u_i - ⟨s, u⟩ as Σ_j s_j (u_i - u_j), lest it drown in rounding as s → e_0."""
     s = softmax(a)
-    return np.concatenate((beta_sq * s, s * (u - s @ u)))
+    return np.concatenate((beta_sq * s, s * ((u[:, None] - u) @ s)))
 
 
 def _solve(field, start, times, tol, event=None) -> np.ndarray:
@@ -125,10 +126,10 @@ def _solve(field, start, times, tol, event=None) -> np.ndarray:
     )
     if solution.status < 0:
         raise ArithmeticError(f"the flow could not be solved to tolerance {tol}: {solution.message}")
-    states = solution.y.T
-    if event is not None and solution.status == 1:
-        rest = len(times) - len(states)
-        states = np.concatenate((states.reshape(-1, start.size), np.repeat(solution.y_events[0], rest, axis=0)))
+    states = np.reshape(solution.y, (start.size, -1)).T  # SciPy gives [] for no states
+    if solution.status == 1:
+        held = np.repeat(solution.y_events[0], len(times) - len(states), axis=0)
+        states = np.concatenate((states, held))
     return states
 
 

@@ -15,9 +15,7 @@ from .kernels import LOSSES, NORMALISATIONS, REGRESSION, SOFTMAX, Model
 UNIT = 1e-9  # how far a norm, or the sum of a distribution, may be from 1
 
 
-def value_softmax(
-    loss: str, target, normalisation: str = "Softmax", *, X=None, tied: bool = False
-) -> Model:
+def value_softmax(loss: str, target, normalisation: str = "Softmax", *, X=None, tied: bool = False) -> Model:
     """The model with that loss and normalisation, by their names in LOSSES and NORMALISATIONS.
 
     loss             L(β̂)                          target
@@ -42,7 +40,9 @@ def value_softmax(
         X = np.empty((0, target.size))
     norm = np.linalg.norm(target)
     if loss == "logistic" and abs(norm - 1) > UNIT:
-        raise ValueError(f"target has norm {norm:.9g}: the logistic loss needs ‖β‖ = 1, scale a non-zero β by its norm")
+        raise ValueError(
+            f"target has norm {norm:.9g}: the logistic loss needs ‖β‖ = 1, scale a non-zero β by its norm"
+        )
     if loss == "cross-entropy" and (target.min() < 0 or abs(target.sum() - 1) > UNIT):
         raise ValueError(
             f"target sums to {target.sum():.9g} with least entry {target.min():.3g}: "
@@ -60,7 +60,9 @@ def check_state(model: Model, V, a) -> tuple[np.ndarray, np.ndarray]:
     d = model.X.shape[1]
     checks.shape("V", V, (d, a.shape[-1]), f"d = {d} from the target and n = {a.shape[-1]} from a")
     if model.tied and V.shape[0] != V.shape[1]:
-        raise ValueError(f"V has shape {V.shape}: the tied model needs it square, with as many scores as entries in β")
+        raise ValueError(
+            f"V has shape {V.shape}: the tied model needs it square, with as many scores as entries in β"
+        )
     return V, np.atleast_2d(a)
 
 
