@@ -45,8 +45,8 @@ def main() -> None:
         fast = min(seconds(lambda name=name: run(name)) for _ in range(3))
         steps = sum(setup.steps for setup in setups)
         totals += slow, fast
-        row = f"| {name} | {steps:,} | {slow:.2f} ({timed:,}) | {fast:.4f} | {fast / steps * 1e9:.0f} | {slow / fast:.0f} |"
-        print(row, flush=True)
+        print(f"| {name} | {steps:,} | {slow:.2f} ({timed:,}) ", end="", flush=True)
+        print(f"| {fast:.4f} | {fast / steps * 1e9:.0f} | {slow / fast:.0f} |", flush=True)
     print(f"| all | | {totals[0]:.0f} | {totals[1]:.2f} | | {totals[0] / totals[1]:.0f} |")
     u = SETUPS["logistic"]()["Softmax"].V.T @ SETUPS["logistic"]()["Softmax"].model.target
     log_t = np.linspace(0, np.log(1e100), 400)

@@ -21,7 +21,7 @@ class Diverged(ArithmeticError):
 
 
 def log_spaced(steps: int, records: int) -> np.ndarray:
-    """0 and at most `records` steps from 1 to `steps`, evenly spaced in log(step) where whole numbers allow."""
+    """0, and at most `records` of the steps 1 … `steps`, evenly spaced in log(step) where they can be."""
     steps, records = checks.count("steps", steps), checks.count("records", records)
     return np.unique(np.r_[0, np.rint(np.geomspace(1, steps, records)).astype(np.int64), steps])
 
@@ -30,8 +30,8 @@ def descend(model: Model, V, a, *, steps: int, lr: float, record=None) -> Trajec
     """`steps` steps of full-batch gradient descent from values V (d, n) and scores a (n) or (T, n).
 
     `record` lists the steps after which the state is kept, 0 being the start: increasing, such as
-    `log_spaced(steps, 1000)`, which is the default, or `range(steps + 1)` for all. A run of some seconds shows
-    a progress bar; Ctrl-C stops it within a fraction of a second.
+    `log_spaced(steps, 1000)`, the default, or `range(steps + 1)` for all. A run of some seconds shows a
+    progress bar; Ctrl-C stops it within a fraction of a second.
 
     Raises ValueError for input that does not fit, and Diverged, which holds the record so far, at a gradient
     that is not finite.

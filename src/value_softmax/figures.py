@@ -45,7 +45,7 @@ def comparison(trajectories: dict[str, Trajectory]) -> Figure:
     """Weights α(a) under each of six normalisations, by name, and their losses in one panel."""
     names = list(trajectories)
     figure, axes = plt.subplot_mosaic([[*names[:3], "loss"], [*names[3:], "loss"]], figsize=(PAGE, 3.1))
-    widths = np.linspace(4, 0.8, len(names))  # lines that coincide show as nested
+    widths = np.linspace(3, 0.8, len(names))  # lines that coincide show as nested
     for name, colour, width in zip(names, plt.colormaps["Dark2"](range(len(names))), widths, strict=True):
         trajectory, ax = trajectories[name], axes[name]
         _coordinates(ax, trajectory.steps, trajectory.s)
@@ -91,7 +91,7 @@ def condition_numbers(trajectories: dict[int, Trajectory]) -> Figure:
         _coordinates(top, trajectory.steps, trajectory.a)
         _coordinates(bottom, trajectory.steps, trajectory.s)
         top.set(title=rf"$\kappa$ = {kappa}")
-        bottom.set(xlabel="step", xlim=(1e3, None), xticks=[1e3, 1e4, 1e5])
+        bottom.set(xlabel="step", xlim=(1e3, trajectory.steps[-1]), xticks=[1e3, 1e4, 1e5])
     axes[0, 0].set(ylabel="scores $a$")
     axes[1, 0].set(ylabel=r"weights $\sigma(a)$")
     return figure
@@ -103,7 +103,7 @@ def condition_numbers_small(trajectories: dict[int, Trajectory]) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(COLUMN, 1.6), sharey=True)
     for ax, kappa in zip(axes, ends, strict=True):
         _coordinates(ax, trajectories[kappa].steps, trajectories[kappa].a)
-        ax.set(title=rf"$\kappa$ = {kappa}", xlabel="step", xlim=(1e3, None), xticks=[1e3, 1e4, 1e5])
+        ax.set(title=rf"$\kappa$ = {kappa}", xlabel="step", xlim=(1e3, trajectories[kappa].steps[-1]), xticks=[1e3, 1e4, 1e5])
     axes[0].set(ylabel="scores $a$")
     return figure
 
@@ -155,7 +155,7 @@ def entropies(trajectories: dict[str, Trajectory]) -> Figure:
         xlim=(1, None),
         ylim=(0, 1.03),
     )
-    ax.legend(loc="lower left")
+    ax.legend(loc="upper right", bbox_to_anchor=(1, 0.96))
     return figure
 
 
@@ -184,14 +184,13 @@ def attention_sink(trajectories: dict[str, Trajectory]) -> Figure:
     rows, columns = len(trajectories), len(next(iter(trajectories.values())).t)
     figure, axes = plt.subplots(rows, columns, figsize=(PAGE, 0.4 + 1.25 * rows), squeeze=False)
     for line, (name, trajectory) in zip(axes, trajectories.items(), strict=True):
-        for ax, t, weights in zip(line, trajectory.t, trajectory.s, strict=True):
+        for ax, weights in zip(line, trajectory.s, strict=True):
             image = ax.imshow(weights, vmin=0, vmax=1, cmap="viridis")
             ax.set(xticks=[], yticks=[])
-            if line is axes[0]:
-                ax.set(title=f"t = {t:.0e}" if t else "t = 0")
         line[0].set(ylabel=f"{name}\nquery")
-    for ax in axes[-1]:
-        ax.set(xlabel="key")
+    for top, bottom, t in zip(axes[0], axes[-1], trajectory.t, strict=True):
+        top.set(title=f"$t = 10^{{{np.log10(t):.3g}}}$" if t else "$t = 0$")
+        bottom.set(xlabel="key")
     figure.colorbar(image, ax=axes, label="weight", fraction=0.03, pad=0.01)
     return figure
 

@@ -60,7 +60,7 @@ def flow(model: Model, V, a, t, *, tol: float = TOLERANCE) -> Trajectory:
 
 
 def orbit(u, a, tau, *, beta_sq: float = 1.0, tol: float = TOLERANCE) -> Orbit:
-    """The orbit that all losses share, from u (n), a (n) at τ = 0, at increasing τ (R). Raises like `flow`."""
+    """The orbit that both losses share, from u (n), a (n) at τ = 0, at increasing τ (R). Raises as `flow`."""
     u, a, beta_sq = _check_reduced(u, a, beta_sq)
     tau = checks.increasing("tau", tau, least=0)
     states = _solve(lambda _, y: _polarize(*np.split(y, 2), beta_sq), np.concatenate((u, a)), tau, tol)
@@ -68,10 +68,10 @@ def orbit(u, a, tau, *, beta_sq: float = 1.0, tol: float = TOLERANCE) -> Orbit:
 
 
 def reduced_flow(loss: str, u, a, log_t, *, beta_sq: float = 1.0, tol: float = TOLERANCE) -> Orbit:
-    """The reduced flow of the "logistic" or "square" loss from u (n), a (n) at t = 0, at increasing log t (R).
+    """The reduced flow of the "logistic" or "square" loss from u (n), a (n) at t = 0, at log t (R).
 
     Solved in ℓ = log(1 + t): dτ/dℓ = γ exp ℓ stays of order 1 for the logistic loss however large t is. The
-    square loss converges; once γ < SETTLED its state is held. Raises like `flow`.
+    square loss converges; once |γ| < SETTLED its state is held. Raises as `flow`.
     """
     u, a, beta_sq = _check_reduced(u, a, beta_sq)
     speed = SPEEDS[checks.choice("loss", loss, SPEEDS)]

@@ -10,7 +10,7 @@ The formulas are in `kernels`; here they have names and checked input.
 import numpy as np
 
 from . import checks, kernels
-from .kernels import LOSSES, NORMALISATIONS, REGRESSION, SOFTMAX, Model
+from .kernels import LOSSES, NORMALISATIONS, SOFTMAX, Model
 
 UNIT = 1e-9  # how far a norm, or the sum of a distribution, may be from 1
 

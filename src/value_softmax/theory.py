@@ -122,11 +122,13 @@ def winner_s_growth(orbit: Orbit) -> float:
 
 def loss_decay(orbit: Orbit, log_t) -> np.ndarray:
     """Theorem 3.3a, log(t L) (R) of the logistic loss: L → 0, and as it levels off, like 1/t."""
-    return np.asarray(log_t) + np.log(np.logaddexp(0, -(orbit.s * orbit.u).sum(-1)))
+    margin = (orbit.s * orbit.u).sum(-1)
+    log_loss = np.log(np.logaddexp(0, -np.minimum(margin, 30)))  # -⟨s, u⟩ to rounding beyond 30
+    return np.asarray(log_t) + np.where(margin > 30, -margin, log_loss)
 
 
 def ratio_bound(orbit: Orbit) -> tuple[np.ndarray, np.ndarray]:
-    """Theorem 3.3b: the true s_j/s_0 (R, n - 1) and its bound 1/(1 + (δ/n) τ) (R), δ the least gap of u(0)."""
+    """Theorem 3.3b: s_j/s_0 (R, n - 1) and their bound 1/(1 + (δ/n) τ) (R), δ the least gap of u(0)."""
     ranked = _ranked(orbit, start=0.0)
     delta = gaps(ranked.u[0]).min()
     return np.exp(ranked.a[:, 1:] - ranked.a[:, :1]), 1 / (1 + delta / ranked.a.shape[1] * orbit.tau)
