@@ -102,8 +102,9 @@ def condition_numbers_small(trajectories: dict[int, Trajectory]) -> Figure:
     ends = sorted(trajectories)[:: len(trajectories) - 1]
     figure, axes = plt.subplots(1, 2, figsize=(COLUMN, 1.6), sharey=True)
     for ax, kappa in zip(axes, ends, strict=True):
-        _coordinates(ax, trajectories[kappa].steps, trajectories[kappa].a)
-        ax.set(title=rf"$\kappa$ = {kappa}", xlabel="step", xlim=(1e3, trajectories[kappa].steps[-1]), xticks=[1e3, 1e4, 1e5])
+        steps = trajectories[kappa].steps
+        _coordinates(ax, steps, trajectories[kappa].a)
+        ax.set(title=rf"$\kappa$ = {kappa}", xlabel="step", xlim=(1e3, steps[-1]), xticks=[1e3, 1e4, 1e5])
     axes[0].set(ylabel="scores $a$")
     return figure
 

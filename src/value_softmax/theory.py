@@ -2,8 +2,8 @@
 
 A margin is positive where the statement holds, by that much. Statements on an `Orbit` take coordinates by
 falling u(0): the winner first. For gaps between coordinates it is enough to look at neighbours in that order,
-every other gap being a sum of theirs. "Grows" is measured from one record to the next, as a share of the
-largest gap met. Statements that need distinct u(0), or a(0) = 0, raise ValueError without it.
+every other gap being a sum of theirs. "Grows" is measured from each record to the next, as a share of the
+gap. Statements that need distinct u(0), or a(0) = 0, raise ValueError without it.
 """
 
 import numpy as np
@@ -176,8 +176,9 @@ def gaps(x: np.ndarray) -> np.ndarray:
 
 
 def growth(x: np.ndarray) -> float:
-    """The least increase from record to record of x (R, …), as a share of the largest |x|."""
-    return float(np.diff(x, axis=0).min() / np.abs(x).max())
+    """The least increase from record to record of x (R, …), as a share of the larger of the two."""
+    larger = np.maximum(np.abs(x[1:]), np.abs(x[:-1]))
+    return float((np.diff(x, axis=0) / np.where(larger > 0, larger, 1)).min())
 
 
 def _ranked(orbit: Orbit, start: float | None = None) -> Orbit:

@@ -49,7 +49,7 @@ def test_one_step_by_hand():
 
 
 def test_equal_rows_of_scores_move_together_as_one_does(start):
-    """With T equal rows the mean loss is that of one; V moves as for one, each row of scores T times slower."""
+    """The mean loss of T equal rows is that of one: V moves as for one, each row T times slower."""
     model, V, a = start
     dV, da = gradients(model, V, a)
     rows_dV, rows_dA = gradients(model, V, np.tile(a, (5, 1)))

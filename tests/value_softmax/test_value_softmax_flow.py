@@ -151,7 +151,7 @@ SQUARE = value_softmax("square", [1.0, 0.0])
         (lambda: orbit([0, 1], [0], [1]), "a has shape"),
         (lambda: orbit([0, 1], [0, 0], [1], beta_sq=0), "beta_sq is 0"),
         (lambda: orbit([0, 1], [0, 0], [-1]), "tau starts at -1"),
-        (lambda: reduced_flow("regression", [0, 1], [0, 0], [1]), "loss is 'regression': choose one of logistic"),
+        (lambda: reduced_flow("regression", [0, 1], [0, 0], [1]), "loss is 'regression': choose"),
         (lambda: reduced_flow("square", [0, np.inf], [0, 0], [1]), "u is inf"),
         (lambda: reduce(flow(value_softmax("square", [1, 0], "L1"), np.eye(2), [1, 1], [1])), "not reduce"),
         (lambda: flow(value_softmax("regression", [1], X=[[1]]), [[1, 2]], [1, 1], [1]).u, "has no β"),

@@ -1,4 +1,4 @@
-"""The model's pieces: against torch autograd in float64, against hand-computed numbers, and on wrong input."""
+"""The model's pieces: against torch autograd in float64, computed by hand, and on wrong input."""
 
 import numpy as np
 import pytest

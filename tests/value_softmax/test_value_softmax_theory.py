@@ -6,15 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.value_softmax import theory
+from src.value_softmax import runs, theory
 from src.value_softmax.descent import descend
 from src.value_softmax.flow import Orbit, flow, orbit, reduce, reduced_flow
 from src.value_softmax.model import gradients, loss, value_softmax
-from src.value_softmax.runs import attention_sink, run
+from src.value_softmax.runs import attention_sink
 from src.value_softmax.trajectory import entropy
 
 LOG_T = np.linspace(-2, 60, 150)  # to t = 1e26
-ERROR = 1e-7  # what the solver's tolerance leaves
 
 
 @st.composite
@@ -40,12 +39,12 @@ def test_order_gaps_and_bound_hold_from_any_start(u):
     assert theory.u_order_margin(run) > 0  # 3.2a
     assert theory.s_order_margin(run) > 0
     assert (theory.potential(run)[1:] > 0).all()
-    assert theory.growth(theory.potential(run)) > -ERROR
-    assert theory.u_gap_growth(run) > -ERROR  # 3.2b
-    assert theory.exp_gap_growth(run) > -ERROR
-    assert theory.winner_a_growth(run) > -ERROR
-    assert theory.winner_s_growth(run) > -ERROR
-    assert theory.ratio_bound_margin(run) > -ERROR  # 3.3b, an equality at first order in τ
+    assert theory.growth(theory.potential(run)) > 0
+    assert theory.u_gap_growth(run) > 0  # 3.2b
+    assert theory.exp_gap_growth(run) > 0
+    assert theory.winner_a_growth(run) > 0
+    assert theory.winner_s_growth(run) > 0
+    assert theory.ratio_bound_margin(run) > 0  # 3.3b
     assert theory.sum_of_scores_departure(run) < 1e-10
     assert theory.sum_of_u_departure(run) < 1e-7
 
@@ -85,16 +84,16 @@ def test_gaps_of_a_and_s_do_not_always_grow():
     gap_a, gap_s = run.a[:, 1] - run.a[:, 2], run.s[:, 1] - run.s[:, 2]
     assert gap_a.max() > 0.3 > 3 * gap_a[-1] > 0
     assert gap_s.max() > 0.05 > 100 * gap_s[-1] > 0
-    assert theory.a_gap_growth(run) < -1e-4
+    assert theory.a_gap_growth(run) < -1e-3
     assert theory.s_gap_growth(run) < -1e-3
 
 
 @given(u=starts())
 @settings(max_examples=15, deadline=None)
 def test_gaps_of_a_and_s_grow_for_two_and_shrink_somewhere_for_more(u):
-    run = from_zero("logistic", u, np.linspace(-2, 1e4, 400))
+    run = from_zero("logistic", u)
     for claim in (theory.a_gap_growth, theory.s_gap_growth):
-        assert claim(run) > -ERROR if len(u) == 2 else claim(run) < -1e-6
+        assert claim(run) > 0 if len(u) == 2 else claim(run) < -1e-3
 
 
 @given(u=starts(most=16))
@@ -150,7 +149,7 @@ def test_square_loss_polarizes_in_part_only(u):
     tau, s = theory.square_limit(u)
     assert 0 < tau <= len(u) - u.sum() + 1e-6
     assert s.argmax() == u.argmax()
-    assert 0 < s.min()
+    assert s.min() > 0
     assert s.max() < 0.9 if len(u) > 2 else s.max() < 0.95
     assert theory.u_order_margin(from_zero("square", u, np.linspace(-3, 1, 20))) > 0
 
@@ -163,7 +162,7 @@ def test_square_loss_from_a_small_start_hardly_polarizes():
 
 
 def test_worse_conditioned_regressions_polarize_more():
-    entropies = [entropy(trajectory.s[-1]) for trajectory in run("condition_numbers").values()]
+    entropies = [entropy(trajectory.s[-1]) for trajectory in runs.run("condition_numbers").values()]
     assert (np.diff(entropies) < 0).all()
     assert entropies[0] > 0.99 * np.log(20)
     assert entropies[-1] < 0.15 * np.log(20)
@@ -203,6 +202,7 @@ def test_margins_by_hand():
     assert theory.u_order_margin(hand) == 1
     assert theory.s_order_margin(hand) == pytest.approx(2 * np.log(2))
     assert theory.u_gap_growth(hand) == pytest.approx(1.5 / 2.5)
+    assert theory.growth(np.array([[2.0, 1.0], [3.0, 0.5]])) == -0.5
     np.testing.assert_allclose(theory.potential(hand), [[0.0], [1.5 * 2.5]])
     truth, bound = theory.ratio_bound(hand)
     np.testing.assert_allclose(truth, [[1.0], [0.25]])
