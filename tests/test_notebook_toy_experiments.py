@@ -7,9 +7,18 @@ from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parents[1] / "visualizations" / "toy_experiments.ipynb"
 FILES = (
-    "softmax_and_u_evolution_icml_2col square_loss_comparison log_loss_comparison massive_activations_2 "
-    "condition_numbers condition_numbers_small kl descent_and_flow entropy ratio_bound attention_sink"
-).split()
+    "softmax_and_u_evolution_icml_2col",
+    "square_loss_comparison",
+    "log_loss_comparison",
+    "massive_activations_2",
+    "condition_numbers",
+    "condition_numbers_small",
+    "kl",
+    "descent_and_flow",
+    "entropy",
+    "ratio_bound",
+    "attention_sink",
+)
 
 
 def test_the_notebook_runs_from_any_directory(tmp_path):

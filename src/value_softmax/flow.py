@@ -96,13 +96,13 @@ def reduce(trajectory: Trajectory) -> Orbit:
     """A full trajectory's u, a and τ; exact for the logistic loss, for the square loss if V = β uᵀ/‖β‖².
 
     τ is read off Σu = Σu(0) + ‖β‖² τ, which descent keeps as exactly as the flow does.
-    Raises ValueError unless the model has softmax weights, V of its own, one target β and one row of scores.
+    Raises ValueError unless weights are softmax, not tied, from one row of scores, and the target a β ≠ 0.
     """
     if not is_reducible(trajectory.model) or trajectory.a.ndim != 2:
         raise ValueError(
             "the trajectory does not reduce: it takes softmax, not tied, logistic or square, a of (n)"
         )
-    u, beta_sq = trajectory.u, float(trajectory.model.target @ trajectory.model.target)
+    u, beta_sq = trajectory.u, trajectory.beta_sq
     return Orbit((u - u[0]).sum(-1) / beta_sq, u, trajectory.a, beta_sq)
 
 

@@ -128,7 +128,10 @@ def loss_decay(orbit: Orbit, log_t) -> np.ndarray:
 
 
 def ratio_bound(orbit: Orbit) -> tuple[np.ndarray, np.ndarray]:
-    """Theorem 3.3b: s_j/s_0 (R, n - 1) and their bound 1/(1 + (δ/n) τ) (R), δ the least gap of u(0)."""
+    """Theorem 3.3b: s_j/s_0 (R, n - 1) and their bound 1/(1 + (δ/n) τ) (R), δ the least gap of u(0).
+
+    The first record stands for the start in u(0).
+    """
     ranked = _ranked(orbit, start=0.0)
     delta = gaps(ranked.u[0]).min()
     return np.exp(ranked.a[:, 1:] - ranked.a[:, :1]), 1 / (1 + delta / ranked.a.shape[1] * orbit.tau)

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 from scipy.special import entr, expit
 
-from . import kernels
+from . import checks, kernels
 from .kernels import LOGISTIC, LOSSES, Model
 
 
@@ -65,6 +65,10 @@ class Trajectory:
     @property
     def gamma(self) -> np.ndarray:
         """γ with -g along β: sigmoid(-⟨β, β̂⟩), square 1 - ⟨β, β̂⟩/‖β‖²; (R), or (R, T). Raises like `u`."""
-        beta = self.model.target
         margin = (self.s * (self.u if self.s.ndim == 2 else self.u[:, None])).sum(-1)  # ⟨s, u⟩ = ⟨β, β̂⟩
-        return expit(-margin) if self.model.loss == LOGISTIC else 1 - margin / (beta @ beta)
+        return expit(-margin) if self.model.loss == LOGISTIC else 1 - margin / self.beta_sq
+
+    @property
+    def beta_sq(self) -> float:
+        """‖β‖². Raises ValueError for β = 0, to which nothing is relative."""
+        return checks.positive("‖β‖² of the target", float(self.model.target @ self.model.target))

@@ -111,6 +111,20 @@ def test_divergence_stops_with_the_record_so_far():
     np.testing.assert_array_equal(record.steps, np.arange(len(record.t)))
 
 
+def test_the_bar_counts_every_step(start, monkeypatch):
+    class Bar(descent.tqdm):
+        def close(self):
+            closed.append((self.n, self.total))
+            super().close()
+
+    closed = []
+    monkeypatch.setattr(descent, "tqdm", Bar)
+    monkeypatch.setattr(descent, "SLICE", 24 * 30)
+    model, V, a = start
+    descend(model, V, a, steps=100, lr=0.1)
+    assert closed[0] == (100, 100)
+
+
 def test_ctrl_c_stops_a_long_run(start):
     model, V, a = start
     descend(model, V, a, steps=1, lr=0.1)  # compiled before the clock starts

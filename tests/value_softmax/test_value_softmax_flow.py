@@ -154,6 +154,10 @@ SQUARE = value_softmax("square", [1.0, 0.0])
         (lambda: reduced_flow("regression", [0, 1], [0, 0], [1]), "loss is 'regression': choose"),
         (lambda: reduced_flow("square", [0, np.inf], [0, 0], [1]), "u is inf"),
         (lambda: reduce(flow(value_softmax("square", [1, 0], "L1"), np.eye(2), [1, 1], [1])), "not reduce"),
+        (
+            lambda: reduce(flow(value_softmax("square", [0, 0]), np.eye(2), [0, 0], [1])),
+            "‖β‖² of the target is 0",
+        ),
         (lambda: flow(value_softmax("regression", [1], X=[[1]]), [[1, 2]], [1, 1], [1]).u, "has no β"),
     ],
 )
