@@ -27,16 +27,15 @@ def shape(name: str, value: np.ndarray, expected: tuple[int, ...], why: str) -> 
 
 def positive(name: str, value: float) -> float:
     """`value` as a positive finite number; else ValueError."""
-    if isinstance(value, bool | np.bool_) or not np.isscalar(value) or isinstance(value, str):
-        raise ValueError(f"{name} is {value!r}: give one positive number")
-    if not (np.isfinite(value) and value > 0):
-        raise ValueError(f"{name} is {value}: it must be positive and finite, such as 0.1")
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not (number and np.isfinite(value) and value > 0):
+        raise ValueError(f"{name} is {value!r}: it must be a positive finite number, such as 0.1")
     return float(value)
 
 
 def count(name: str, value: int) -> int:
     """`value` as a positive whole number; else ValueError."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name} is {value!r}: it must be a whole number, at least 1")
     return int(value)
 

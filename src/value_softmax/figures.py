@@ -37,7 +37,8 @@ def evolution(trajectory: Trajectory) -> Figure:
     _coordinates(axes[1], trajectory.steps, trajectory.u)
     for ax, label in zip(axes, (r"weights $\sigma(a)$", r"$u = V^\top\beta$"), strict=True):
         ax.set(xlabel="step", ylabel=label)
-    _coordinate_legend(figure, axes[1])
+    labels = [f"$i$ = {i}" for i in range(trajectory.s.shape[1])]
+    figure.legend(axes[1].lines, labels, loc="outside right center")
     return figure
 
 
@@ -213,9 +214,3 @@ def _coordinates(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
     for values, colour in zip(y.T, colours(y.shape[1]), strict=True):
         _line(ax, x, values, color=colour, linewidth=1.0)
     ax.set(xscale="log")
-
-
-def _coordinate_legend(figure: Figure, ax: Axes) -> None:
-    """The coordinates' numbers beside the panels."""
-    labels = [f"$i$ = {i}" for i in range(len(ax.lines))]
-    figure.legend(ax.lines, labels, loc="outside right center")

@@ -18,10 +18,11 @@ from scipy.special import softmax
 
 from . import checks
 from .kernels import Model
-from .model import check_state, gradients_of_rows, is_reducible
+from .model import check_state, gradients_of_rows, is_softmax
 from .trajectory import Trajectory
 
-TOLERANCE = 1e-9
+TOLERANCE = 1e-8
+MARGIN = 100  # the solver bounds the error of one step: at tol / MARGIN their sum stays below tol
 SETTLED = 1e-12  # the γ below which the square loss's flow is taken to stand still
 
 
@@ -43,7 +44,7 @@ class Orbit:
 def flow(model: Model, V, a, t, *, tol: float = TOLERANCE) -> Trajectory:
     """Gradient flow from V (d, n), a (n) or (T, n) at time 0, at increasing times t (R), such as a geomspace.
 
-    A stiff solver (LSODA) keeps the error of each of its steps below `tol`, relative and absolute.
+    A stiff solver (LSODA) keeps the error below `tol`, relative to 1 or to an entry that is larger.
     Raises ValueError for input that does not fit, ArithmeticError where the solver gives up.
     """
     V, A = check_state(model, V, a)
@@ -86,7 +87,7 @@ def reduced_flow(loss: str, u, a, log_t, *, beta_sq: float = 1.0, tol: float = T
         return side * (1 - softmax(y[n : 2 * n]) @ y[:n] / beta_sq) - SETTLED
 
     n, settled.terminal = u.size, True
-    side = 1 if softmax(a) @ u < beta_sq else -1  # of the target, which γ keeps
+    side = 1 if softmax(a) @ u < beta_sq else -1  # the sign of γ, which it keeps
     start = np.concatenate((u, a, [0.0]))
     states = _solve(field, start, np.logaddexp(0, log_t), tol, settled if loss == "square" else None)
     return Orbit(states[:, -1], states[:, :n], states[:, n : 2 * n], beta_sq)
@@ -98,18 +99,21 @@ def reduce(trajectory: Trajectory) -> Orbit:
     τ is read off Σu = Σu(0) + ‖β‖² τ, which descent keeps as exactly as the flow does.
     Raises ValueError unless weights are softmax, not tied, from one row of scores, and the target a β ≠ 0.
     """
-    if not is_reducible(trajectory.model) or trajectory.a.ndim != 2:
-        raise ValueError(
-            "the trajectory does not reduce: it takes softmax, not tied, logistic or square, a of (n)"
-        )
+    if not is_softmax(trajectory.model) or trajectory.a.ndim != 2:
+        raise ValueError("the trajectory does not reduce: take softmax, not tied, and one row of scores")
     u, beta_sq = trajectory.u, trajectory.beta_sq
     return Orbit((u - u[0]).sum(-1) / beta_sq, u, trajectory.a, beta_sq)
 
 
 SPEEDS = {  # dτ/dℓ = γ dt/dℓ from ⟨s, u⟩, ‖β‖² and ℓ = log(1 + t)
     "logistic": lambda margin, beta_sq, ell: np.exp(ell - np.logaddexp(0, margin)),
-    "square": lambda margin, beta_sq, ell: np.exp(ell) * (1 - margin / beta_sq),
+    "square": lambda margin, beta_sq, ell: np.exp(ell) * _unsettled(1 - margin / beta_sq),
 }
+
+
+def _unsettled(gamma):
+    """γ, and 0 for what is left of it at rest."""
+    return gamma if abs(gamma) > SETTLED else 0.0
 
 
 def _polarize(u, a, beta_sq):
@@ -120,9 +124,11 @@ def _polarize(u, a, beta_sq):
 
 def _solve(field, start, times, tol, event=None) -> np.ndarray:
     """States (R, variables) at `times`; after a terminal `event`, the state at the event."""
-    tol = checks.positive("tol", tol)
+    step_tol = checks.positive("tol", tol) / MARGIN
+    if times[-1] == 0:  # an interval without length is nothing to a solver
+        return np.repeat(start[None], len(times), axis=0)
     solution = solve_ivp(
-        field, (0.0, times[-1]), start, method="LSODA", t_eval=times, rtol=tol, atol=tol, events=event
+        field, (0, times[-1]), start, method="LSODA", t_eval=times, rtol=step_tol, atol=step_tol, events=event
     )
     if solution.status < 0:
         raise ArithmeticError(f"the flow could not be solved to tolerance {tol}: {solution.message}")

@@ -41,7 +41,7 @@ def value_softmax(loss: str, target, normalisation: str = "Softmax", *, X=None, 
     norm = np.linalg.norm(target)
     if loss == "logistic" and abs(norm - 1) > UNIT:
         raise ValueError(
-            f"target has norm {norm:.9g}: the logistic loss needs ‖β‖ = 1, scale a non-zero β by its norm"
+            f"target has norm {norm:.9g}: the logistic loss needs ‖β‖ = 1, divide a non-zero β by its norm"
         )
     if loss == "cross-entropy" and (target.min() < 0 or abs(target.sum() - 1) > UNIT):
         raise ValueError(
@@ -113,9 +113,9 @@ def gradients_of_rows(model: Model, V: np.ndarray, A: np.ndarray) -> tuple[np.nd
     return dV, work.A
 
 
-def is_reducible(model: Model) -> bool:
-    """Whether u = Vᵀβ and a close on themselves: softmax weights, one target β, V of its own."""
-    return model.normalisation == SOFTMAX and not model.tied and LOSSES[model.loss] in ("logistic", "square")
+def is_softmax(model: Model) -> bool:
+    """Whether s = σ(a): softmax, not tied. What the paper proves is of such a model."""
+    return model.normalisation == SOFTMAX and not model.tied
 
 
 def _normalise(normalisation, z):

@@ -51,7 +51,7 @@ def square_comparison() -> dict[str, Setup]:
 
 
 def logistic_comparison() -> dict[str, Setup]:
-    """Logistic loss, otherwise as `square_comparison`: `log_loss_comparison`."""
+    """Logistic loss, otherwise as `square_comparison`: `log_loss_comparison` (half a gigabyte)."""
     return {name: _comparison("logistic", name, 100_000, 0.5) for name in NORMALISATIONS}
 
 
@@ -113,7 +113,7 @@ def _regression(kappa: float) -> Setup:
     draw = np.random.RandomState(123).randn
     V, a, X = 1e-5 * draw(20, 20), 1e-3 * draw(20), draw(20, 20)
     left, _, right = np.linalg.svd(X)
-    X = left * np.linspace(1, 1 / kappa, 20) @ right
+    X = (left * np.linspace(1, 1 / kappa, 20)) @ right
     steps = 300_000
     return Setup(value_softmax("regression", draw(20), X=X), V, a, steps, 0.001, log_spaced(steps, 3000))
 

@@ -13,7 +13,7 @@ from scipy.special import expit, softmax
 from . import checks
 from .flow import Orbit, reduced_flow
 from .kernels import Model
-from .model import alpha, check_state, loss_gradient
+from .model import alpha, check_state, is_softmax, loss_gradient
 from .trajectory import Trajectory
 
 # Signs and velocities
@@ -38,8 +38,13 @@ def loss_under_sign(u, a, t, sign: int) -> np.ndarray:
 
 
 def velocities(model: Model, V, a) -> tuple[np.ndarray, np.ndarray]:
-    """Lemma D.2 at V (d, n), a (n) under softmax: ds/dt = -J² Vᵀ g and dβ̂/dt = -(‖s‖² I + V J² Vᵀ) g."""
+    """Lemma D.2 at V (d, n), a (n) under softmax: ds/dt = -J² Vᵀ g and dβ̂/dt = -(‖s‖² I + V J² Vᵀ) g.
+
+    Raises ValueError for another normalisation, a tied model and several rows.
+    """
     V, A = check_state(model, V, a)
+    if not is_softmax(model) or len(A) > 1:
+        raise ValueError("Lemma D.2 is of σ(a): take softmax, not tied, and one row of scores")
     s = alpha("Softmax", A[0])
     g, J = loss_gradient(model, V @ s), np.diag(s) - np.outer(s, s)
     ds = -J @ J @ V.T @ g
@@ -76,12 +81,12 @@ def u_order_margin(orbit: Orbit) -> float:
 
 def s_order_margin(orbit: Orbit) -> float:
     """Theorem 3.2a: the least gap a_i - a_j = log s_i/s_j after the start, likewise."""
-    return float(gaps(_ranked(orbit, start=0.0).a)[_after(orbit)].min())
+    return float(gaps(_ranked(orbit, from_zero=True).a)[_after(orbit)].min())
 
 
 def potential(orbit: Orbit) -> np.ndarray:
     """Φ_ij = -(e^{-a_i} - e^{-a_j})(u_i - u_j) of neighbours (R, n - 1), as the proof of 3.2 has it."""
-    ranked = _ranked(orbit, start=0.0)
+    ranked = _ranked(orbit, from_zero=True)
     return gaps(-np.exp(-ranked.a)) * gaps(ranked.u)
 
 
@@ -91,29 +96,29 @@ def u_gap_growth(orbit: Orbit) -> float:
 
 
 def exp_gap_growth(orbit: Orbit) -> float:
-    """The same of -(e^{-a_i} - e^{-a_j}), in logarithms, which is what the proof's end does give."""
-    return growth(np.log(gaps(-np.exp(-_ranked(orbit, start=0.0).a))[_after(orbit)]))
+    """The same of -(e^{-a_i} - e^{-a_j}), which is what the proof does give."""
+    return growth(gaps(-np.exp(-_ranked(orbit, from_zero=True).a)))
 
 
 def a_gap_growth(orbit: Orbit) -> float:
     """The same of a_i - a_j, claimed in passing. It fails for every n ≥ 3 that is followed far enough."""
-    return growth(gaps(_ranked(orbit, start=0.0).a))
+    return growth(gaps(_ranked(orbit, from_zero=True).a))
 
 
 def s_gap_growth(orbit: Orbit) -> float:
     """The same of s_i - s_j, claimed in passing. It fails likewise: losers all go to 0."""
-    return growth(gaps(_ranked(orbit, start=0.0).s))
+    return growth(gaps(_ranked(orbit, from_zero=True).s))
 
 
 def winner_a_growth(orbit: Orbit) -> float:
     """Growth of a_m - a_j, the winner m against every other j: u_m ≥ ⟨s, u⟩ makes it hold."""
-    a = _ranked(orbit, start=0.0).a
+    a = _ranked(orbit, from_zero=True).a
     return growth(a[:, :1] - a[:, 1:])
 
 
 def winner_s_growth(orbit: Orbit) -> float:
     """Growth of s_m - s_j. It holds: ds/dτ = s ∘ (w - ⟨s, w⟩) with w = J u, and both factors peak at m."""
-    s = _ranked(orbit, start=0.0).s
+    s = _ranked(orbit, from_zero=True).s
     return growth(s[:, :1] - s[:, 1:])
 
 
@@ -132,7 +137,7 @@ def ratio_bound(orbit: Orbit) -> tuple[np.ndarray, np.ndarray]:
 
     The first record stands for the start in u(0).
     """
-    ranked = _ranked(orbit, start=0.0)
+    ranked = _ranked(orbit, from_zero=True)
     delta = gaps(ranked.u[0]).min()
     return np.exp(ranked.a[:, 1:] - ranked.a[:, :1]), 1 / (1 + delta / ranked.a.shape[1] * orbit.tau)
 
@@ -184,10 +189,10 @@ def growth(x: np.ndarray) -> float:
     return float((np.diff(x, axis=0) / np.where(larger > 0, larger, 1)).min())
 
 
-def _ranked(orbit: Orbit, start: float | None = None) -> Orbit:
-    """The orbit with its coordinates by falling u(0); ValueError for ties, or a(0) other than `start`."""
+def _ranked(orbit: Orbit, from_zero: bool = False) -> Orbit:
+    """The orbit with its coordinates by falling u(0); ValueError for ties and, `from_zero`, for a(0) ≠ 0."""
     checks.distinct("u(0)", orbit.u[0])
-    if start is not None and orbit.tau[0] == 0 and (orbit.a[0] != start).any():
+    if from_zero and orbit.tau[0] == 0 and orbit.a[0].any():
         raise ValueError(f"a(0) is {orbit.a[0]}: this statement is for a start at zero scores")
     order = np.argsort(-orbit.u[0])
     return Orbit(orbit.tau, orbit.u[:, order], orbit.a[:, order], orbit.beta_sq)

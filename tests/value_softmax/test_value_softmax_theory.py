@@ -191,6 +191,8 @@ def test_checks_refuse_starts_that_they_are_not_for():
     scored = orbit([0.1, 0.2, 0.3], [1.0, 0.0, 0.0], [0.0, 1.0])
     with pytest.raises(ValueError, match="start at zero scores"):
         theory.ratio_bound(scored)
+    with pytest.raises(ValueError, match="Lemma D.2 is of"):
+        theory.velocities(value_softmax("square", [1.0, 0.0], "L1"), np.eye(2), [1.0, 2.0])
     with pytest.raises(ValueError, match="sign is 2"):
         theory.loss_under_sign([0.1], [0.0], [1.0], 2)
 
