@@ -63,6 +63,14 @@ def test_logistic_loss_vanishes_and_the_weights_polarize(u):
     assert winner[-1] > 1 - 1e-4
 
 
+def test_the_bound_of_3_3b_is_loose():
+    """On the paper's start at t = 1e8: 0.99 against a true ratio of 0.002 at most."""
+    setup = runs.logistic()["Softmax"]
+    truth, bound = theory.ratio_bound(from_zero("logistic", setup.V.T @ setup.model.target, [np.log(1e8)]))
+    assert bound[-1] == pytest.approx(0.989, abs=1e-3)
+    assert truth[-1].max() == pytest.approx(0.00185, abs=1e-5)
+
+
 @given(u=starts(most=8))
 @settings(max_examples=25, deadline=None)
 def test_conjecture_on_the_tail_holds(u):
@@ -114,6 +122,10 @@ def test_the_chain_rule_has_the_plus_sign():
     gamma = 1 / (1 + np.exp(s @ u))
     np.testing.assert_allclose(-dV.T @ beta, gamma * s, rtol=1e-12)
     np.testing.assert_allclose(-da, gamma * s * (u - s @ u), rtol=1e-12)
+    stray = gamma * s * (u - gamma * (s @ u))  # the bracket of 3.2's proof, with its stray γ
+    assert np.abs(stray + da).max() > 0.01
+    differences = np.diff(np.exp(-a) * stray), np.diff(np.exp(-a) * -da)  # which it leaves as they are
+    np.testing.assert_allclose(*differences, rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["logistic", "square", "regression", "cross-entropy"])
