@@ -27,9 +27,7 @@ def seconds(work) -> float:
 def plain_seconds(setup) -> tuple[float, int]:
     """Seconds of the whole run in plain NumPy, scaled up from the steps that were made, and their number."""
     steps = max(LEAST, round(setup.steps * FRACTION))
-    return seconds(
-        lambda: plain.descend(setup.model, setup.V, setup.a, steps, setup.lr)
-    ) * setup.steps / steps, steps
+    return seconds(lambda: plain.descend(setup.model, setup.V, setup.a, steps, setup.lr)) * setup.steps / steps, steps
 
 
 def main() -> None:

@@ -52,9 +52,7 @@ def descend(model: Model, V, a, *, steps: int, lr: float, record=None) -> Trajec
     with tqdm(total=steps, unit="step", unit_scale=True, delay=3, leave=False) as bar:
         while done < steps:
             start, stop = done, min(done + length, steps)
-            written, done = kernels.descend(
-                model, V, A, lr, start, stop, record, written, V_record, A_record, work
-            )
+            written, done = kernels.descend(model, V, A, lr, start, stop, record, written, V_record, A_record, work)
             bar.update(done - start)
             if done < stop:
                 raise Diverged(
@@ -69,9 +67,7 @@ def _record_steps(record, steps: int) -> np.ndarray:
     """The steps to record, as int64; ValueError unless whole, increasing and within 0 … `steps`."""
     result = checks.increasing("record", record, least=0)
     if result[-1] > steps:
-        raise ValueError(
-            f"record ends at step {result[-1]:.0f}: the run has only {steps}, leave later ones out"
-        )
+        raise ValueError(f"record ends at step {result[-1]:.0f}: the run has only {steps}, leave later ones out")
     if (result != np.rint(result)).any():
         raise ValueError("record holds a fraction of a step: give whole numbers")
     return result.astype(np.int64)

@@ -60,9 +60,7 @@ def check_state(model: Model, V, a) -> tuple[np.ndarray, np.ndarray]:
     d = model.X.shape[1]
     checks.shape("V", V, (d, a.shape[-1]), f"d = {d} from the target and n = {a.shape[-1]} from a")
     if model.tied and V.shape[0] != V.shape[1]:
-        raise ValueError(
-            f"V has shape {V.shape}: the tied model needs it square, with as many scores as entries in β"
-        )
+        raise ValueError(f"V has shape {V.shape}: the tied model needs it square, with as many scores as entries in β")
     return V, np.atleast_2d(a)
 
 

@@ -8,9 +8,7 @@ import numpy as np
 from .kernels import EPSILON, L1, L2, LOGISTIC, REGRESSION, RELU, SOFTMAX, SQUARE, SUM, Model
 
 
-def descend(
-    model: Model, V: np.ndarray, a: np.ndarray, steps: int, lr: float
-) -> tuple[np.ndarray, np.ndarray]:
+def descend(model: Model, V: np.ndarray, a: np.ndarray, steps: int, lr: float) -> tuple[np.ndarray, np.ndarray]:
     """V (d, n) and a (n) after `steps` steps of gradient descent."""
     V, a = V.copy(), a.copy()
     for _ in range(steps):

@@ -87,8 +87,7 @@ def attention_sink(scale: float, t) -> Trajectory:
 
 
 SETUPS = {
-    setup.__name__: setup
-    for setup in (logistic, square_comparison, logistic_comparison, tied, condition_numbers, kl)
+    setup.__name__: setup for setup in (logistic, square_comparison, logistic_comparison, tied, condition_numbers, kl)
 }
 
 
@@ -104,9 +103,7 @@ def _tied(D: int) -> Setup:
     draw = np.random.RandomState(42).randn
     draw(D, D)  # unused: U starts as the identity
     a = 1 + 0.1 * draw(D)
-    return Setup(
-        value_softmax("logistic", beta, tied=True), np.eye(D), a, 10_000, 0.05, log_spaced(10_000, 300)
-    )
+    return Setup(value_softmax("logistic", beta, tied=True), np.eye(D), a, 10_000, 0.05, log_spaced(10_000, 300))
 
 
 def _regression(kappa: float) -> Setup:

@@ -57,9 +57,7 @@ class Trajectory:
     def u(self) -> np.ndarray:
         """u = Vᵀβ (R, n), for a loss whose target is a β. Raises ValueError for another loss."""
         if LOSSES[self.model.loss] not in ("logistic", "square"):
-            raise ValueError(
-                f"the {LOSSES[self.model.loss]} loss has no β: u = Vᵀβ is for logistic and square loss"
-            )
+            raise ValueError(f"the {LOSSES[self.model.loss]} loss has no β: u = Vᵀβ is for logistic and square loss")
         return self.model.target @ self.V
 
     @property

@@ -38,9 +38,7 @@ FIGURES = {
     "comparison": lambda: figures.comparison({name: short(normalisation=name) for name in NORMALISATIONS}),
     "massive": lambda: figures.massive_activations({D: short(tied=True) for D in (4, 5, 6, 7)}),
     "condition_numbers": lambda: figures.condition_numbers({kappa: regression() for kappa in range(1, 6)}),
-    "condition_numbers_small": lambda: figures.condition_numbers_small(
-        {k: regression() for k in range(1, 6)}
-    ),
+    "condition_numbers_small": lambda: figures.condition_numbers_small({k: regression() for k in range(1, 6)}),
     "kl": lambda: figures.kl(short("cross-entropy")),
     "descent_and_flow": lambda: figures.descent_and_flow(
         run := short(), flow(run.model, run.V[0], run.a[0], run.t[1:])
@@ -49,9 +47,7 @@ FIGURES = {
     "ratio_bound": lambda: figures.ratio_bound(
         reduced_flow("logistic", V.T @ BETA, np.zeros(5), np.linspace(-2, 230, 50)), np.linspace(-2, 230, 50)
     ),
-    "attention_sink": lambda: figures.attention_sink(
-        {"one": attention([0, 1, 10]), "two": attention([0, 1, 10])}
-    ),
+    "attention_sink": lambda: figures.attention_sink({"one": attention([0, 1, 10]), "two": attention([0, 1, 10])}),
 }
 
 

@@ -66,9 +66,7 @@ def test_the_cross_entropy_start():
     generator = np.random.RandomState(123)
     draws, uniform = generator.randn(110), generator.rand(10)
     np.testing.assert_array_equal(setup.V.T, 0.1 * draws[:100].reshape(10, 10))
-    np.testing.assert_allclose(
-        setup.model.target, np.exp(10 * uniform) / np.exp(10 * uniform).sum(), rtol=1e-13
-    )
+    np.testing.assert_allclose(setup.model.target, np.exp(10 * uniform) / np.exp(10 * uniform).sum(), rtol=1e-13)
 
 
 @pytest.mark.parametrize(
