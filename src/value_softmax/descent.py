@@ -3,17 +3,17 @@
 import numpy as np
 from tqdm import tqdm
 
-from . import checks, kernels
-from .kernels import Model
-from .model import check_state
-from .trajectory import Trajectory
+from src.value_softmax import checks, kernels
+from src.value_softmax.kernels import Model
+from src.value_softmax.model import check_state
+from src.value_softmax.trajectory import Trajectory
 
 # Entries of V visited between two looks at the progress bar and at Ctrl-C: about a tenth of a second.
 SLICE = 30_000_000
 
 
 class Diverged(ArithmeticError):
-    """Descent met a gradient that is not finite; `trajectory` holds the states recorded before."""
+    """Descent met a gradient that is not finite; `trajectory` holds the states recorded before it."""
 
     def __init__(self, message: str, trajectory: Trajectory):
         super().__init__(message)
@@ -33,33 +33,31 @@ def descend(model: Model, V, a, *, steps: int, lr: float, record=None) -> Trajec
     `log_spaced(steps, 1000)`, the default, or `range(steps + 1)` for all. A run of some seconds shows a
     progress bar; Ctrl-C stops it within a fraction of a second.
 
-    Raises ValueError for input that does not fit, and Diverged, which holds the record so far, at a gradient
-    that is not finite.
+    Raises ValueError for input that does not fit, and Diverged, which holds the record so far, at a state with
+    a gradient that is not finite.
     """
     V, A = check_state(model, V, a)
     steps, lr = checks.count("steps", steps), checks.positive("lr", lr)
     record = log_spaced(steps, 1000) if record is None else _record_steps(record, steps)
     V_record, A_record = np.empty((record.size, *V.shape)), np.empty((record.size, *A.shape))
-    written = int(record[0] == 0)
-    V_record[:written], A_record[:written] = V, A
 
     def trajectory(states: int) -> Trajectory:
         scores = A_record[:states].reshape(states, *np.shape(a))
         return Trajectory(model, record[:states] * lr, V_record[:states], scores, record[:states])
 
-    work, done = kernels.workspace(*V.shape, len(A)), 0
-    length = max(1, SLICE // (V.size * len(A)))
+    work = kernels.workspace(*V.shape, len(A))
+    length, written = max(1, SLICE // (V.size * len(A))), 0
     with tqdm(total=steps, unit="step", unit_scale=True, delay=3, leave=False) as bar:
-        while done < steps:
-            start, stop = done, min(done + length, steps)
+        for start in range(0, steps, length):
+            stop = min(start + length, steps)
             written, done = kernels.descend(model, V, A, lr, start, stop, record, written, V_record, A_record, work)
-            bar.update(done - start)
             if done < stop:
                 raise Diverged(
-                    f"the gradient after {done} steps is not finite: lower the learning rate from {lr}, "
+                    f"the gradient after step {done + 1} is not finite: lower the learning rate from {lr}, "
                     f"or look at the {written} states before in this error's `trajectory`",
                     trajectory(written),
                 )
+            bar.update(stop - start)
     return trajectory(written)
 
 

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import softmax
 
-from ..figures import COLUMN, PAGE
-from . import theory
-from .flow import Orbit
-from .trajectory import Trajectory, entropy
+from src.figures import COLUMN, PAGE
+from src.value_softmax import theory
+from src.value_softmax.flow import Orbit
+from src.value_softmax.trajectory import Trajectory, entropy
 
 logging.getLogger("fontTools").setLevel(logging.ERROR)  # it minds the date in the font of mathematics
 
@@ -60,7 +60,8 @@ def comparison(trajectories: dict[str, Trajectory]) -> Figure:
     for name in (names[0], names[3]):
         axes[name].set(ylabel=r"weights $\alpha(a)$")
     axes["loss"].set(title="loss", xlabel="step", xscale="log", yscale="log")
-    figure.legend(*axes["loss"].get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
+    handles, labels = axes["loss"].get_legend_handles_labels()
+    figure.legend(handles, labels, title="loss under", loc="outside lower right", ncols=len(names))
     return figure
 
 

@@ -16,10 +16,10 @@ import numpy as np
 from scipy.integrate import solve_ivp
 from scipy.special import softmax
 
-from . import checks
-from .kernels import Model
-from .model import check_state, gradients_of_rows, is_softmax
-from .trajectory import Trajectory
+from src.value_softmax import checks
+from src.value_softmax.kernels import Model
+from src.value_softmax.model import check_state, gradients_of_rows, is_softmax
+from src.value_softmax.trajectory import Trajectory
 
 TOLERANCE = 1e-8
 MARGIN = 100  # the solver bounds the error of one step: at tol / MARGIN their sum stays below tol

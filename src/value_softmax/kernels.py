@@ -57,8 +57,10 @@ def workspace(d: int, n: int, rows: int) -> Work:
 
 # Linear algebra without temporaries.
 
+summing = njit(**OPTIONS, fastmath={"reassoc", "contract"})  # the terms in any order, several at a time
 
-@njit(**OPTIONS, fastmath={"reassoc", "contract"})  # the terms in any order, several at a time
+
+@summing
 def dot(x, y):
     """⟨x, y⟩ of two vectors."""
     total = 0.0
@@ -253,15 +255,15 @@ def gradients(model, V, A, work):
             copy(q, work.A[t])
 
 
-@compiled
-def finite(work):
-    """Whether every gradient is, by their sum."""
+@summing
+def finite(work, A):
+    """Whether the scores A and all gradients are, by their sum; an entry of V that is not makes a gradient so."""
     total = 0.0
     for t in range(work.G.shape[0]):
         for i in range(work.G.shape[1]):
             total += work.G[t, i]
         for j in range(work.A.shape[1]):
-            total += work.A[t, j]
+            total += work.A[t, j] + A[t, j]
     return math.isfinite(total)
 
 
@@ -277,20 +279,22 @@ def move(model, V, A, scale, work):
 
 @compiled
 def descend(model, V, A, lr, start, stop, record, written, V_record, A_record, work):
-    """Steps `start` + 1 … `stop` of gradient descent, on V (d, n) and A (T, n) in place.
+    """From the state after `start` steps to that after `stop`, on V (d, n) and A (T, n) in place.
 
-    The states after the steps in `record` are written down, the first `written` of them having been already.
-    Returns how many are now, and how many steps were made: fewer than `stop` if a gradient was not finite.
+    The states after the steps in `record` are written down once their gradients are known to be finite, the first
+    `written` of them having been already. Returns how many are now, and the step of the last state with finite
+    gradients: `stop`, unless descent diverged.
     """
-    for k in range(start, stop):
+    for k in range(start, stop + 1):
         gradients(model, V, A, work)
-        if not finite(work):
-            return written, k
-        move(model, V, A, -lr, work)
-        if written < record.size and record[written] == k + 1:
+        if not finite(work, A):
+            return written, k - 1
+        if written < record.size and record[written] == k:
             copy(V.reshape(-1), V_record[written].reshape(-1))
             copy(A.reshape(-1), A_record[written].reshape(-1))
             written += 1
+        if k < stop:
+            move(model, V, A, -lr, work)
     return written, stop
 
 

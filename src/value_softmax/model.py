@@ -9,8 +9,8 @@ The formulas are in `kernels`; here they have names and checked input.
 
 import numpy as np
 
-from . import checks, kernels
-from .kernels import LOSSES, NORMALISATIONS, SOFTMAX, Model
+from src.value_softmax import checks, kernels
+from src.value_softmax.kernels import LOSSES, NORMALISATIONS, SOFTMAX, Model
 
 UNIT = 1e-9  # how far a norm, or the sum of a distribution, may be from 1
 

@@ -5,7 +5,7 @@ Written from the formulas alone; it shares nothing with `kernels` but the number
 
 import numpy as np
 
-from .kernels import EPSILON, L1, L2, LOGISTIC, REGRESSION, RELU, SOFTMAX, SQUARE, SUM, Model
+from src.value_softmax.kernels import EPSILON, L1, L2, LOGISTIC, REGRESSION, RELU, SOFTMAX, SQUARE, SUM, Model
 
 
 def descend(model: Model, V: np.ndarray, a: np.ndarray, steps: int, lr: float) -> tuple[np.ndarray, np.ndarray]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import checks
-from .descent import descend, log_spaced
-from .flow import flow
-from .kernels import NORMALISATIONS, Model
-from .model import value_softmax
-from .trajectory import Trajectory
+from src.value_softmax import checks
+from src.value_softmax.descent import descend, log_spaced
+from src.value_softmax.flow import flow
+from src.value_softmax.kernels import NORMALISATIONS, Model
+from src.value_softmax.model import value_softmax
+from src.value_softmax.trajectory import Trajectory
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import numpy as np
 from scipy.integrate import solve_ivp
 from scipy.special import expit, softmax
 
-from . import checks
-from .flow import Orbit, reduced_flow
-from .kernels import Model
-from .model import alpha, check_state, is_softmax, loss_gradient
-from .trajectory import Trajectory
+from src.value_softmax import checks
+from src.value_softmax.flow import Orbit, reduced_flow
+from src.value_softmax.kernels import Model
+from src.value_softmax.model import alpha, check_state, is_softmax, loss_gradient
+from src.value_softmax.trajectory import Trajectory
 
 # Signs and velocities
 

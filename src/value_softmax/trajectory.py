@@ -6,8 +6,8 @@ from functools import cached_property
 import numpy as np
 from scipy.special import entr, expit
 
-from . import checks, kernels
-from .kernels import LOGISTIC, LOSSES, Model
+from src.value_softmax import checks, kernels
+from src.value_softmax.kernels import LOGISTIC, LOSSES, Model
 
 
 def entropy(s: np.ndarray) -> np.ndarray:

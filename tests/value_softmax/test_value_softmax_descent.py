@@ -111,6 +111,14 @@ def test_divergence_stops_with_the_record_so_far():
     np.testing.assert_array_equal(record.steps, np.arange(len(record.t)))
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_state_that_overflows_is_not_recorded(steps):
+    """V goes from 100 to -inf by a gradient that is finite, in the last step or before it."""
+    with pytest.raises(Diverged, match="after step 1 is not finite") as caught:
+        descend(value_softmax("square", [0.0]), [[100.0]], [0.0], steps=steps, lr=1e308, record=range(steps + 1))
+    np.testing.assert_array_equal(caught.value.trajectory.V, [[[100.0]]])
+
+
 def test_the_bar_counts_every_step(start, monkeypatch):
     class Bar(descent.tqdm):
         def close(self):

@@ -1,7 +1,5 @@
 """Gradient flow: agreement with descent, tolerances, the reduced system, and how far it reaches."""
 
-import time
-
 import numpy as np
 import pytest
 from scipy.interpolate import CubicSpline
@@ -114,13 +112,6 @@ def test_times_beyond_every_float_are_reached_without_a_warning(loss, log_t):
         run = reduced_flow(loss, u, np.zeros(3), np.linspace(0, log_t, 100))
     assert np.isfinite(run.u).all()
     assert run.tau[-1] == pytest.approx(log_t, rel=0.02) if loss == "logistic" else run.tau[-1] < 3
-
-
-def test_a_googol_takes_no_time():
-    u, log_t = np.linspace(-0.3, 0.3, 8), np.linspace(0, LOG_GOOGOL, 400)
-    start = time.perf_counter()
-    reduced_flow("logistic", u, np.zeros(8), log_t)
-    assert time.perf_counter() - start < 2  # 0.02 s on an idle machine
 
 
 @pytest.mark.parametrize("offset", [0.0, 5.0])  # from below the target, and from beyond it

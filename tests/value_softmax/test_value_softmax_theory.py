@@ -33,7 +33,7 @@ def from_zero(loss: str, u: np.ndarray, log_t: np.ndarray = LOG_T) -> Orbit:
 
 
 @given(u=starts())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_order_gaps_and_bound_hold_from_any_start(u):
     run = from_zero("logistic", u)
     assert theory.u_order_margin(run) > 0  # 3.2a
@@ -50,7 +50,7 @@ def test_order_gaps_and_bound_hold_from_any_start(u):
 
 
 @given(u=starts(most=16))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_logistic_loss_vanishes_and_the_weights_polarize(u):
     log_t = np.array([1e2, 1e3, 1e4])
     run = reduced_flow("logistic", u, np.zeros_like(u), log_t)
@@ -72,7 +72,7 @@ def test_the_bound_of_3_3b_is_loose():
 
 
 @given(u=starts(most=8))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_conjecture_on_the_tail_holds(u):
     """s_j ~ 2 / (n ‖β‖² τ²): the ratio nears 1 like τ^(-2/n), seen from n = 2 to 8 and up to τ = 1e24."""
     tau = np.geomspace(1e15, 1e24, 4)
@@ -97,7 +97,7 @@ def test_gaps_of_a_and_s_do_not_always_grow():
 
 
 @given(u=starts())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_gaps_of_a_and_s_grow_for_two_and_shrink_somewhere_for_more(u):
     run = from_zero("logistic", u)
     for claim in (theory.a_gap_growth, theory.s_gap_growth):
@@ -105,7 +105,7 @@ def test_gaps_of_a_and_s_grow_for_two_and_shrink_somewhere_for_more(u):
 
 
 @given(u=starts(most=16))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_printed_sign_raises_the_loss(u):
     t = np.linspace(0, 5, 6)
     assert (np.diff(theory.loss_under_sign(u, np.zeros_like(u), t, -1)) > 0).all()
@@ -155,7 +155,7 @@ def test_invariants_of_the_full_flow_and_of_descent():
 
 
 @given(u=starts(most=16))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_square_loss_polarizes_in_part_only(u):
     u = 0.1 * (u - u.mean())
     tau, s = theory.square_limit(u)
