@@ -3,7 +3,7 @@
     uv run python benchmarks/value_softmax.py
 
 The plain loops make a fiftieth of their steps (200 at least, printed in the table) and are scaled up; the
-compiled ones make all of them and record their states. About a minute.
+compiled ones make all of them and record their states, the best of three. Twenty seconds.
 """
 
 from time import perf_counter

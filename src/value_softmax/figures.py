@@ -47,6 +47,7 @@ def comparison(trajectories: dict[str, Trajectory]) -> Figure:
     names = list(trajectories)
     figure, axes = plt.subplot_mosaic([[*names[:3], "loss"], [*names[3:], "loss"]], figsize=(PAGE, 3.1))
     widths = np.linspace(3, 0.8, len(names))  # lines that coincide show as nested
+    axes["loss"].plot([], [], " ", label="loss under")  # heads the legend: its colours are not the coordinates'
     for name, colour, width in zip(names, plt.colormaps["Dark2"](range(len(names))), widths, strict=True):
         trajectory, ax = trajectories[name], axes[name]
         _coordinates(ax, trajectory.steps, trajectory.s)
@@ -60,8 +61,7 @@ def comparison(trajectories: dict[str, Trajectory]) -> Figure:
     for name in (names[0], names[3]):
         axes[name].set(ylabel=r"weights $\alpha(a)$")
     axes["loss"].set(title="loss", xlabel="step", xscale="log", yscale="log")
-    handles, labels = axes["loss"].get_legend_handles_labels()
-    figure.legend(handles, labels, title="loss under", loc="outside lower right", ncols=len(names))
+    figure.legend(*axes["loss"].get_legend_handles_labels(), loc="outside lower right", ncols=len(names) + 1)
     return figure
 
 
