@@ -1,0 +1,145 @@
+"""Gradient flow: dV/dt = -∂L/∂V, da/dt = -∂L/∂a for any model, and the reduced system in the clock τ.
+
+For softmax weights and one target β (logistic loss, or square loss with V = β uᵀ/‖β‖²) the scores a and
+u = Vᵀβ close on themselves. In the polarization clock τ = ∫γ dt the loss drops out,
+
+    du/dτ = ‖β‖² s,    da/dτ = J u = s ∘ (u - ⟨s, u⟩),
+
+and is left only in how fast the clock runs: dτ/dt = γ, a function of ⟨s, u⟩. The reduced system is solved
+in log t, so that t may be far beyond the largest float. The paper prints (6), (7), (9), (10), (15), (16)
+with -γ; the chain rule, and its appendix B, give +γ (see `theory.loss_under_sign`).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.integrate import solve_ivp
+from scipy.special import softmax
+
+from src.value_softmax import checks
+from src.value_softmax.kernels import Model
+from src.value_softmax.model import check_state, gradients_of_rows, is_softmax
+from src.value_softmax.trajectory import Trajectory
+
+TOLERANCE = 1e-8
+MARGIN = 100  # the solver bounds the error of one step: at tol / MARGIN their sum stays below tol
+SETTLED = 1e-12  # the γ below which the square loss's flow is taken to stand still
+
+
+@dataclass(frozen=True)
+class Orbit:
+    """R states of the reduced system: τ (R), u = Vᵀβ (R, n), a (R, n), and ‖β‖²."""
+
+    tau: np.ndarray
+    u: np.ndarray
+    a: np.ndarray
+    beta_sq: float = 1.0
+
+    @property
+    def s(self) -> np.ndarray:
+        """Weights σ(a) (R, n)."""
+        return softmax(self.a, axis=-1)
+
+
+def flow(model: Model, V, a, t, *, tol: float = TOLERANCE) -> Trajectory:
+    """Gradient flow from V (d, n), a (n) or (T, n) at time 0, at increasing times t (R), such as a geomspace.
+
+    A stiff solver (LSODA) keeps the error below `tol`, relative to 1 or to an entry that is larger.
+    Raises ValueError for input that does not fit, ArithmeticError where the solver gives up.
+    """
+    V, A = check_state(model, V, a)
+    t = checks.increasing("t", t, least=0)
+
+    def field(_, state):
+        dV, dA = gradients_of_rows(model, state[: V.size].reshape(V.shape), state[V.size :].reshape(A.shape))
+        return -np.concatenate((dV.ravel(), dA.ravel()))
+
+    states = _solve(field, np.concatenate((V.ravel(), A.ravel())), t, tol)
+    V_t = np.ascontiguousarray(states[:, : V.size]).reshape(-1, *V.shape)
+    a_t = np.ascontiguousarray(states[:, V.size :]).reshape(-1, *np.shape(a))
+    return Trajectory(model, t, V_t, a_t)
+
+
+def orbit(u, a, tau, *, beta_sq: float = 1.0, tol: float = TOLERANCE) -> Orbit:
+    """The orbit that both losses share, from u (n), a (n) at τ = 0, at increasing τ (R). Raises as `flow`."""
+    u, a, beta_sq = _check_reduced(u, a, beta_sq)
+    tau = checks.increasing("tau", tau, least=0)
+    states = _solve(lambda _, y: _polarize(*np.split(y, 2), beta_sq), np.concatenate((u, a)), tau, tol)
+    return Orbit(tau, states[:, : u.size], states[:, u.size :], beta_sq)
+
+
+def reduced_flow(loss: str, u, a, log_t, *, beta_sq: float = 1.0, tol: float = TOLERANCE) -> Orbit:
+    """The reduced flow of the "logistic" or "square" loss from u (n), a (n) at t = 0, at log t (R).
+
+    Solved in ℓ = log(1 + t): dτ/dℓ = γ exp ℓ stays of order 1 for the logistic loss however large t is. The
+    square loss converges; once |γ| < SETTLED its state is held. Raises as `flow`.
+    """
+    u, a, beta_sq = _check_reduced(u, a, beta_sq)
+    speed = SPEEDS[checks.choice("loss", loss, SPEEDS)]
+    log_t = checks.increasing("log_t", log_t)
+
+    def field(ell, y):
+        u, a, _ = np.split(y, (n, 2 * n))
+        rate = speed(softmax(a) @ u, beta_sq, ell)
+        return rate * np.append(_polarize(u, a, beta_sq), 1.0)
+
+    def settled(_, y):
+        return side * (1 - softmax(y[n : 2 * n]) @ y[:n] / beta_sq) - SETTLED
+
+    n, settled.terminal = u.size, True
+    side = 1 if softmax(a) @ u < beta_sq else -1  # the sign of γ, which it keeps
+    start = np.concatenate((u, a, [0.0]))
+    states = _solve(field, start, np.logaddexp(0, log_t), tol, settled if loss == "square" else None)
+    return Orbit(states[:, -1], states[:, :n], states[:, n : 2 * n], beta_sq)
+
+
+def reduce(trajectory: Trajectory) -> Orbit:
+    """A full trajectory's u, a and τ; exact for the logistic loss, for the square loss if V = β uᵀ/‖β‖².
+
+    τ is read off Σu = Σu(0) + ‖β‖² τ, which descent keeps as exactly as the flow does.
+    Raises ValueError unless weights are softmax, not tied, from one row of scores, and the target a β ≠ 0.
+    """
+    if not is_softmax(trajectory.model) or trajectory.a.ndim != 2:
+        raise ValueError("the trajectory does not reduce: take softmax, not tied, and one row of scores")
+    u, beta_sq = trajectory.u, trajectory.beta_sq
+    return Orbit((u - u[0]).sum(-1) / beta_sq, u, trajectory.a, beta_sq)
+
+
+SPEEDS = {  # dτ/dℓ = γ dt/dℓ from ⟨s, u⟩, ‖β‖² and ℓ = log(1 + t)
+    "logistic": lambda margin, beta_sq, ell: np.exp(ell - np.logaddexp(0, margin)),
+    "square": lambda margin, beta_sq, ell: np.exp(ell) * _unsettled(1 - margin / beta_sq),
+}
+
+
+def _unsettled(gamma):
+    """γ, and 0 for what is left of it at rest."""
+    return gamma if abs(gamma) > SETTLED else 0.0
+
+
+def _polarize(u, a, beta_sq):
+    """(du/dτ, da/dτ), joined; u_i - ⟨s, u⟩ as Σ_j s_j (u_i - u_j), lest it drown in rounding as s → e_0."""
+    s = softmax(a)
+    return np.concatenate((beta_sq * s, s * ((u[:, None] - u) @ s)))
+
+
+def _solve(field, start, times, tol, event=None) -> np.ndarray:
+    """States (R, variables) at `times`; after a terminal `event`, the state at the event."""
+    step_tol = checks.positive("tol", tol) / MARGIN
+    if times[-1] == 0:  # an interval without length is nothing to a solver
+        return np.repeat(start[None], len(times), axis=0)
+    solution = solve_ivp(
+        field, (0, times[-1]), start, method="LSODA", t_eval=times, rtol=step_tol, atol=step_tol, events=event
+    )
+    if solution.status < 0:
+        raise ArithmeticError(f"the flow could not be solved to tolerance {tol}: {solution.message}")
+    states = np.reshape(solution.y, (start.size, -1)).T  # SciPy gives [] for no states
+    if solution.status == 1:
+        held = np.repeat(solution.y_events[0], len(times) - len(states), axis=0)
+        states = np.concatenate((states, held))
+    return states
+
+
+def _check_reduced(u, a, beta_sq):
+    u, a = checks.array("u", u, ndim=1), checks.array("a", a, ndim=1)
+    checks.shape("a", a, u.shape, "that of u")
+    return u, a, checks.positive("beta_sq", beta_sq)
