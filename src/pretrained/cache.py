@@ -23,7 +23,7 @@ from src.config import ConfigError, require
 from src.pretrained.checkpoint import Checkpoint, Slab
 from src.pretrained.gala import OUTER, GalaConfig, stored_shapes
 
-DTYPES = {"float32": ("F32", np.float32, torch.float32), "bfloat16": ("BF16", np.uint16, torch.bfloat16)}
+DTYPES = {"float32": ("F32", np.float32), "bfloat16": ("BF16", np.uint16)}  # safetensors' name, bytes as
 MANIFEST, JOURNAL = "cache.json", "journal"
 MARGIN = 2**28  # bytes to leave free on the disk
 
@@ -91,9 +91,10 @@ def fill(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     files = layouts(checkpoint.config, dtype)
     check_space(folder, files)
-    for name, layout in files.items():
-        if not (folder / name).exists():
-            allocate(partial(folder / name), layout)
+    missing = [name for name in files if not (folder / name).exists()]
+    made = [allocate(partial(folder / name), files[name]) for name in missing]
+    if any(made):
+        (folder / JOURNAL).unlink(missing_ok=True)  # what it tells of is not there
     done = read_journal(folder)
     slabs = [(name, slab) for name in checkpoint.stores for slab in checkpoint.slabs(name)]
     wanted = [(name, slab) for name, slab in slabs if line(name, slab) not in done]
@@ -141,7 +142,7 @@ def layouts(config: GalaConfig, dtype: str) -> dict[str, dict[str, dict]]:
 
 
 def layout(tensors: dict[str, tuple[int, ...]], dtype: str) -> dict[str, dict]:
-    label, numpy_type, _ = DTYPES[dtype]
+    label, numpy_type = DTYPES[dtype]
     header, offset = {}, 0
     for name, shape in tensors.items():
         size = int(np.prod(shape)) * np.dtype(numpy_type).itemsize
@@ -161,13 +162,14 @@ def file_size(layout: dict[str, dict]) -> int:
     return len(header_bytes(layout)) + max(entry["data_offsets"][1] for entry in layout.values())
 
 
-def allocate(path: Path, layout: dict[str, dict]) -> None:
-    """A file of the right size with its header, unless there is one."""
+def allocate(path: Path, layout: dict[str, dict]) -> bool:
+    """Make a file of the right size with its header, unless there is one; whether it was made."""
     if path.exists() and path.stat().st_size == file_size(layout):
-        return
+        return False
     with path.open("wb") as file:
         file.write(header_bytes(layout))
         file.truncate(file_size(layout))
+    return True
 
 
 def check_space(folder: Path, files: dict[str, dict]) -> None:
@@ -195,7 +197,7 @@ def write_slab(folder: Path, files: dict[str, dict], name: str, slab: Slab, arra
 
 def write_piece(path: Path, layout: dict[str, dict], name: str, slab: Slab, piece: np.ndarray) -> None:
     entry, start = layout[name], len(header_bytes(layout))
-    dtype = next(numpy_type for label, numpy_type, _ in DTYPES.values() if label == entry["dtype"])
+    dtype = next(numpy_type for label, numpy_type in DTYPES.values() if label == entry["dtype"])
     if entry["dtype"] == "BF16":
         piece = torch.from_numpy(piece).bfloat16().view(torch.uint16).numpy()
     if name == "down":

@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from src.config import ConfigError, require
-from src.pretrained.gala import BUCKET, IN_LAYER, KNOWN, OUTER, GalaConfig, config_of, stored_shapes
+from src.pretrained.gala import IN_LAYER, OUTER, GalaConfig, config_of, stored_shapes
 
 PATHS = OUTER | IN_LAYER
 SLAB_BYTES = 256 * 2**20  # read at once, or one chunk where chunks are larger

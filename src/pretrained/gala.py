@@ -191,10 +191,8 @@ class Layer(nn.Module):
         q, k = self.query_norm(q) * h**-0.5, self.key_norm(k)
         logits = q @ k.transpose(-1, -2)  # (B, N, T, T)
         logits = (logits + bias.to(logits.dtype)).float()
-        if self.config.attention == "softmax":
-            weights = logits.softmax(-1).to(v.dtype)
-        else:
-            weights = logits.sigmoid()  # stays float32 where the rest is bfloat16
+        # sigmoid weights stay float32 where the rest is bfloat16
+        weights = logits.softmax(-1).to(v.dtype) if self.config.attention == "softmax" else logits.sigmoid()
         mixed = (weights @ v.to(weights.dtype)).to(v.dtype)  # (B, N, T, H)
         return self.out(mixed.transpose(1, 2).reshape(b * t, n * h)).view(b, t, d), weights
 

@@ -5,7 +5,6 @@ prompt's queries in float64 and kept for each prompt; a mean is Σ sums / Σ que
 equally, and does not depend on batches or padding. Attention is averaged over queries that are no padding.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -113,6 +112,7 @@ class LayerStatistics:
     """What is known of one layer, filled prompt by prompt. `arrays` is all of its state, for a restart."""
 
     def __init__(self, num_prompts: int, num_heads: int, causal: bool):
+        """causal: whether queries see the keys before them only."""
         self.causal = causal
         names, p = len(QUANTITIES), num_prompts
         self.arrays = {
@@ -189,14 +189,10 @@ def sink_rate(alpha_1: np.ndarray) -> float:
 
 
 def summary(results: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Of each quantity over all heads: mean and quartiles, and for shares of heads above ½ their number."""
-    table = {}
-    for name in QUANTITIES:
-        values = results[name]
-        low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-        table[name] = {"mean": float(values.mean()), "25%": float(low), "50%": float(middle), "75%": float(high)}
-    return table
-
-
-def is_missing(value: float) -> bool:
-    return math.isnan(value)
+    """Mean and quartiles over all heads of each quantity."""
+    levels = {"25%": 0.25, "50%": 0.5, "75%": 0.75}
+    return {
+        name: {"mean": float(results[name].mean())}
+        | {label: float(np.quantile(results[name], level)) for label, level in levels.items()}
+        for name in QUANTITIES
+    }
