@@ -8,6 +8,7 @@ public) or from http(s)://HOST/PATH.
 import hashlib
 import itertools
 import json
+import os
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -60,6 +61,8 @@ def read_file(url: str, name: str, retries: dict[str, Any] = QUICK) -> bytes | N
     """A whole file of the folder at `url`, None where there is none; ConfigError where it can't be reached."""
     import tensorstore as ts
 
+    if url.startswith("gs://"):
+        check_credentials(url)
     try:
         store = ts.KvStore.open(store_spec(url), context=context(retries)).result()
         read = store.read(name).result()
@@ -72,17 +75,31 @@ def explained(url: str, error: Exception) -> str:
     """What kept tensorstore from reading `url`, and what to do about it."""
     reason = re.sub(r"\s+", " ", re.sub(r"\[.*", "", str(error))).strip()
     if url.startswith("gs://") and re.search("credential|oauth|token|UNAUTHENTICATED|PERMISSION", str(error), re.I):
-        https = url.replace("gs://", "https://storage.googleapis.com/")
-        return (
-            f"Google refuses or can't read this machine's credentials for {url} ({reason:.200}); unset "
-            f"GOOGLE_APPLICATION_CREDENTIALS or repair that file, or leave credentials out with --checkpoint {https}"
-        )
+        return bad_credentials(url, reason)
     if is_remote(url):
         return (
             f"can't read {url} ({reason:.200}); on a machine with network fetch `index` and `gda/model/` of it, say "
             f"with: gsutil -m cp -r {as_gs(url)}/{{index,gda}} FOLDER, and give the copy as --checkpoint FOLDER"
         )
     return f"can't read {url} ({reason:.200})"
+
+
+def bad_credentials(url: str, reason: str) -> str:
+    https = url.replace("gs://", "https://storage.googleapis.com/")
+    return (
+        f"this machine's Google credentials are refused or can't be read for {url} ({reason:.200}); unset "
+        f"GOOGLE_APPLICATION_CREDENTIALS or repair that file, or leave credentials out with --checkpoint {https}"
+    )
+
+
+def check_credentials(url: str) -> None:
+    """ConfigError if the environment names a credentials file that can't be read: tensorstore would fail late."""
+    path = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+    if path:
+        try:
+            json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(bad_credentials(url, f"{path}: {error}")) from error
 
 
 def as_gs(url: str) -> str:
