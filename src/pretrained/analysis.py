@@ -20,7 +20,7 @@ from tqdm import tqdm
 from src.config import require
 from src.pretrained import statistics
 from src.pretrained.cache import MARGIN, Cache
-from src.pretrained.gala import GalaConfig, Head, Layer, attention_bias
+from src.pretrained.gala import KNOWN, GalaConfig, Head, Layer, attention_bias
 from src.pretrained.statistics import LayerStatistics
 from src.pretrained.texts import Prompts
 
@@ -83,6 +83,13 @@ def load_all(*folders: Path | str) -> list[Analysis]:
     found = [load(path) for folder in folders for path in Path(folder).glob("*.json")]
     found.sort(key=lambda analysis: analysis.about["finished"])
     return sorted({analysis.title: analysis for analysis in found}.values(), key=lambda analysis: analysis.title)
+
+
+def missing_commands(found: list[Analysis]) -> list[str]:
+    """The commands for the analyses of Figure 7 that are not among those found."""
+    titles = [analysis.title for analysis in found]
+    command = "uv run python pretrained.py --model {} --n-samples 1000"
+    return [command.format(model) for model in KNOWN if model not in titles]
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -132,7 +132,8 @@ class LayerStatistics:
         sums, counts = attention_sums(weights, valid, seen, self.causal)
         self.arrays["sums"][rows], self.arrays["counts"][rows] = sums.cpu().numpy(), counts.cpu().numpy()
         if start == 0:
-            first = weights[0, :, :MAP_LENGTH, :MAP_LENGTH].float().cpu().numpy()
+            text = weights[0, :, :MAP_LENGTH, :MAP_LENGTH].float() * valid[0, :MAP_LENGTH, None]
+            first = text.cpu().numpy()
             self.arrays["maps"][:, : first.shape[1], : first.shape[2]] = first
 
     def add_hidden(self, start: int, hidden: Tensor, valid: Tensor) -> None:

