@@ -43,8 +43,9 @@ def first_token_map(found: Analysis) -> Figure:
     """Mean share of the first token in the rows of each head, layers × heads."""
     shares = found.arrays["first_token_proportion"]
     layers, heads = shares.shape
+    edges = (0.5, heads + 0.5, 0.5, layers + 0.5)  # counted from 1, as in the other figures
     figure, axes = plt.subplots(figsize=(COLUMN, 0.9 + COLUMN * 0.75 * min(layers / heads, 1.5)))
-    picture = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto", origin="lower")
+    picture = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto", origin="lower", extent=edges)
     axes.set(xlabel="head", ylabel="layer", title=found.title)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.yaxis.get_major_locator().set_params(integer=True)

@@ -80,18 +80,21 @@ def largest_activations(hidden: Tensor, valid: Tensor) -> dict[str, Tensor]:
     entries; massive: (B,) how many are massive activations (Sun et al., 2024): more than 100 and at least
     1000 times the median. Magnitudes missing in very small states are 0.
     """
-    b, t, d = hidden.shape
-    magnitude = hidden.float().abs().masked_fill(~valid[..., None], -1).view(b, t * d)
-    keep = min(TOP, t * d)
-    top, places = magnitude.topk(keep)
-    median = torch.stack([row[row >= 0].median() for row in magnitude])
-    massive = (magnitude > MASSIVE_MAGNITUDE) & (magnitude >= MASSIVE_RATIO * median[:, None])
-    values = hidden.float().view(b, t * d).gather(1, places).masked_fill(top < 0, 0)
-    padded = [torch.nn.functional.pad(x, (0, TOP - keep)) for x in (values, places // d, places % d)]
-    return dict(zip(("value", "position", "dimension"), padded, strict=True)) | {
-        "median": median,
-        "massive": massive.sum(1),
-    }
+    found = [
+        largest_of_prompt(state[mask].float(), mask.nonzero()[:, 0]) for state, mask in zip(hidden, valid, strict=True)
+    ]
+    return {name: torch.stack([one[name] for one in found]) for name in found[0]}
+
+
+def largest_of_prompt(state: Tensor, positions: Tensor) -> dict[str, Tensor]:
+    """`largest_activations` of one prompt, of its valid rows (n, D), which are at `positions` (n,)."""
+    width, magnitude = state.shape[1], state.abs().flatten()
+    places = magnitude.topk(min(TOP, len(magnitude))).indices
+    median = magnitude.median()
+    massive = magnitude[magnitude > MASSIVE_MAGNITUDE] >= MASSIVE_RATIO * median
+    top = {"value": state.flatten()[places], "position": positions[places // width], "dimension": places % width}
+    padded = {name: torch.nn.functional.pad(x, (0, TOP - len(places))) for name, x in top.items()}
+    return padded | {"median": median, "massive": massive.sum()}
 
 
 def ratio_mean(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
