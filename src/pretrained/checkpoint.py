@@ -123,12 +123,15 @@ class Checkpoint:
     def read(self, wanted: list[tuple[str, Slab]]) -> Iterator[tuple[str, Slab, np.ndarray]]:
         """These pieces in order, a few being fetched ahead. Raises TransferError where one can't be had."""
         waiting, ahead = deque(), iter(wanted)
-        for name, slab in itertools.chain(itertools.islice(ahead, READS_AHEAD), [(None, None)] * READS_AHEAD):
-            waiting.append((name, slab, name and self.stores[name][slab].read()))
+
+        def fetch_next() -> None:
+            for name, slab in itertools.islice(ahead, 1):
+                waiting.append((name, slab, self.stores[name][slab].read()))
+
+        for _ in range(READS_AHEAD):
+            fetch_next()
         while waiting:
             name, slab, future = waiting.popleft()
-            if name is None:
-                continue
             try:
                 array = future.result()
             except (ValueError, OSError, RuntimeError) as error:
@@ -137,9 +140,7 @@ class Checkpoint:
                     f"{self.url}/gda/model/{PATHS[name]} can't be read ({reason:.300}); what was read before is "
                     "kept: the same command goes on from there, and if it stops here again that file is damaged"
                 ) from error
-            following = next(ahead, None)
-            if following is not None:
-                waiting.append((*following, self.stores[following[0]][following[1]].read()))
+            fetch_next()
             yield name, slab, array
 
 
