@@ -60,6 +60,15 @@ KERNEL_COLOURS = dict(
 )
 
 
+LABELS = {
+    "train/loss": "training loss",
+    "eval/loss": "loss",
+    "eval/acc": "accuracy",
+    "eval/acc_induction": "accuracy",
+    "attn_entropy": "attention entropy",
+}
+
+
 def mean_interval(values: np.ndarray, level: float = 0.95, resamples: int = 2000) -> tuple[float, float, float]:
     """Mean of `values` (runs,) over the runs, and its bootstrap percentile interval: (mean, low, high).
 
@@ -165,7 +174,9 @@ def training_curves(runs: pd.DataFrame, metrics: Sequence[str] = ("eval/loss", "
             label = kind.label + ("" if kind.normalised or kind.label == "softmax" else ", not normalised")
             axes.plot(line.index, line["mean"], style, color=KERNEL_COLOURS[kind.label], label=label)
             axes.fill_between(line.index, line["low"], line["high"], color=KERNEL_COLOURS[kind.label], alpha=0.2, lw=0)
-        axes.set_ylabel({"attn_entropy": "attention entropy"}.get(metric, metric.removeprefix("eval/")))
+        axes.set_ylabel(LABELS.get(metric, metric))
+        if metric.endswith("loss"):
+            axes.set_yscale("log")
     axes.set_xlabel("training step")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
