@@ -164,7 +164,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_logged(log):
     (pages,) = log.db.execute("PRAGMA page_count").fetchone()
     log.db.execute(f"PRAGMA max_page_count = {pages}")
     log.start(B, "cpu")
-    with pytest.raises(LogError, match="cannot use the run log .*full.*; what it holds is kept"):
+    with pytest.raises(LogError, match="cannot use the run log .*full.*; what it holds is kept"):  # noqa: PT012
         for epoch in range(1000):
             log.add_epoch(B, epoch, {"eval/loss": 0.1} | {f"{i}_metric": 0.5 for i in range(100)})
     assert load_runs(log.path).set_index("hash").loc[A.hash, "state"] == "finished"

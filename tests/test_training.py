@@ -66,7 +66,14 @@ HEADS = [f"{layer}_{head}" for layer in range(2) for head in range(2)]
 
 def test_names_of_what_induction_logs():
     _, summary, _ = trained(tiny())
-    names = ["abs_attn_bos", "abs_attn_all", "rel_attn_bos", "rel_attn_bos_global", "mag_attn_bos_global", "attn_entropy"]
+    names = [
+        "abs_attn_bos",
+        "abs_attn_all",
+        "rel_attn_bos",
+        "rel_attn_bos_global",
+        "mag_attn_bos_global",
+        "attn_entropy",
+    ]
     once = ["epoch", "step", "train/loss", "eval/loss", "eval/acc_all", "eval/acc_induction"]
     assert set(summary) == {*once, *(f"{head}_{name}" for head in HEADS for name in names)}
 
@@ -87,9 +94,7 @@ def test_names_of_what_classification_logs():
 
 @pytest.mark.parametrize("attention_type", ["softmax", "sigmoid_unnorm"])
 def test_a_small_run_learns_its_task(attention_type):
-    config = tiny(
-        "classification", embed_dim=32, num_train=2000, num_epochs=4, lr=5e-3, attention_type=attention_type
-    )
+    config = tiny("classification", embed_dim=32, num_train=2000, num_epochs=4, lr=5e-3, attention_type=attention_type)
     assert trained(config)[1]["eval/acc"] > 0.95
 
 

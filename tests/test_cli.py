@@ -1,0 +1,141 @@
+"""train.py, as its users run it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import options, tiny
+
+import train
+from src.runs import RunLog, load_runs
+
+ROOT = Path(__file__).parents[1]
+OUTSIDE = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+
+
+@pytest.fixture(autouse=True)
+def _without_wandb(monkeypatch):
+    for name in set(os.environ) - set(OUTSIDE):
+        monkeypatch.delenv(name)
+
+
+def run(*arguments, cwd=ROOT, **environment):
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=OUTSIDE | environment, capture_output=True, text=True)
+
+
+def sweep_file(folder, **values):
+    config = {k: v for k, v in tiny(**values.pop("fixed", {})).to_dict().items() if v is not None and k not in values}
+    parameters = {k: {"value": v} for k, v in config.items()} | {k: {"values": v} for k, v in values.items()}
+    path = folder / "few.yaml"
+    path.write_text(yaml.safe_dump({"method": "grid", "parameters": parameters}))
+    return path
+
+
+def test_a_single_run_from_any_directory(tmp_path):
+    config = tiny("classification", seed=3)
+    done = run(*options(config), "--log", "here.db", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "classification, softmax, seed 3: finished" in done.stdout
+    assert "abs_attn_max" in done.stdout
+    assert "layer 1 head 1" in done.stdout
+    assert "accuracy=" in done.stderr
+    assert "loss=" in done.stderr
+    assert RunLog(tmp_path / "here.db").states() == {config.hash: "finished"}
+
+
+def test_what_wandbs_agent_passes(tmp_path, capsys):
+    log = tmp_path / "runs.db"
+    arguments = [*options(tiny()), "--lr=1e-05", "--use_mlp=True", "--num_labels=None", "--aux_loss_weight=1"]
+    assert train.main([*arguments, "--log", str(log)]) == 0
+    (row,) = load_runs(log).to_dict("records")
+    assert (row["lr"], row["use_mlp"], row["aux_loss_weight"]) == (1e-5, True, 1.0)
+
+
+def test_a_config_file_and_what_overrides_it(tmp_path, capsys):
+    file, log = tmp_path / "config.yaml", tmp_path / "runs.db"
+    file.write_text(yaml.safe_dump({k: v for k, v in tiny().to_dict().items() if v is not None}))
+    assert train.main(["--config", str(file), "--seed=7", "--log", str(log)]) == 0
+    assert list(RunLog(log).states()) == [tiny(seed=7).hash]
+    assert train.main(["--config", str(file), "--seed=7", "--log", str(log)]) == 0
+    assert "is not repeated" in capsys.readouterr().out
+
+
+def test_a_sweep_ends_with_a_table_and_pictures(tmp_path):
+    sweep = sweep_file(tmp_path, attention_type=["softmax", "mlp_unnorm"], seed=[0, 1])
+    done = run("--sweep", sweep, "--log", tmp_path / "runs.db", "--figures", tmp_path, "--workers=1")
+    assert done.returncode == 0, done.stderr
+    assert "4 done, 0 failed, 0 resumed" in done.stderr
+    assert "mlp_unnorm" in done.stdout
+    for name in ("few_sink_share", "few_induction_training"):
+        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def test_shards_and_dry_run(tmp_path, capsys):
+    sweep = sweep_file(tmp_path, seed=[0, 1, 2])
+    arguments = ["--sweep", str(sweep), "--log", str(tmp_path / "runs.db")]
+    assert train.main([*arguments, "--shard=3/3", "--dry_run", "--workers=2"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("1 runs; the first:")
+    assert "seed=2" in out
+    assert "with 2 workers" in out
+    assert not (tmp_path / "runs.db").exists()
+
+
+def test_a_diverging_run_ends_with_status_1(tmp_path, capsys):
+    bad = [*options(tiny(lr=1e30, use_layernorm=False)), "--log", str(tmp_path / "runs.db")]
+    assert train.main(bad) == 1
+    assert "diverged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--atention_type=softmax"], "atention_type is no option; did you mean attention_type?"),
+        (["--attention_type=relu"], "attention_type=relu is not allowed; choose one of softmax, "),
+        (["--num_heads=3"], "embed_dim=128 must be a multiple of num_heads=3"),
+        (["--num_heads=two"], "num_heads='two' must be a whole number"),
+        (["--embed_dim=33", "--num_heads=1"], "embed_dim=33 must be even with positional_type=concat"),
+        (["--task=classification", "--vocab_size=40"], "vocab_size=40 must be 1 more than a multiple of num_labels=4"),
+        (["--seq_length=60"], "seq_length=60 needs 57 distinct context tokens"),
+        (["--lr=-1"], "lr=-1.0 must be a positive number"),
+        (["--use_mlp=maybe"], "use_mlp='maybe' must be True or False"),
+        (["--device=tpu"], "device=tpu is not allowed; choose one of auto, cpu, cuda"),
+        (["--shard=1/2"], "--shard goes with --sweep"),
+        (["--figures=here"], "--figures goes with --sweep"),
+        (["--config=missing.yaml"], "--config needs a YAML file of parameters"),
+        (["--sweep=missing.yaml"], "cannot read the sweep file missing.yaml"),
+        (["--sweep=sweeps/quick.yaml", "--shard=3/2"], "shard=3/2 must be i/n with i from 1 to n"),
+        (["--sweep=sweeps/quick.yaml", "--workers=0"], "workers=0 must be at least 1"),
+        (["--log=README.md"], "README.md"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_any_work(arguments, sentence, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    log = [] if "--log=README.md" in arguments else [f"--log={tmp_path}/runs.db"]
+    assert train.main([*arguments, *log]) == 2
+    out, error = capsys.readouterr()
+    assert not out
+    assert error.startswith("error: ")
+    assert sentence in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_input_in_a_process_of_its_own(tmp_path):
+    (tmp_path / "text.yaml").write_text("method: grid\nparameters: {lr: {values: [1e-2]}}")
+    done = run("--sweep=text.yaml", "--log=runs.db", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "(YAML reads 1e-2 as text: write it with a point, like 1.0e-2)" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs.db").exists()
+
+
+def test_the_code_is_formatted_and_free_of_lint():
+    for check in (["check"], ["format", "--check"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *check, "."], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
