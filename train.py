@@ -19,14 +19,13 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from torch import Tensor
 from tqdm import tqdm
 
 from src.config import FIELD_TYPES, FIELDS, ConfigError, RunConfig, as_type, require
+from src.progress import PACE, ProgressBar
 from src.runs import DEFAULT_LOG, LogError, RunLog, load_runs
 from src.sweep import read_sweep, shard
-from src.tasks import TASKS
-from src.training import Observer, choose_device, estimate_seconds, num_steps, prepare_process
+from src.training import choose_device, estimate_seconds, prepare_process
 from src.wandb_runs import wandb_mode, wandb_observers
 from src.workers import Job, execute, run_job
 
@@ -36,7 +35,6 @@ OPTION_TYPES = {
     "device": Literal["auto", "cpu", "cuda"],
     "wandb": Literal["online", "offline", "disabled"] | None,
 }
-PACE = {"mininterval": 0.5 if sys.stderr.isatty() else 30}  # seconds between lines, in a file few
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses
 
 
@@ -127,28 +125,6 @@ def open_log(path: str) -> RunLog:
         return RunLog(path)
     except LogError as error:  # nothing has been started yet: a wrong input
         raise ConfigError(str(error)) from error
-
-
-class ProgressBar(Observer):
-    """Steps, loss, accuracy and time left of one run."""
-
-    def __init__(self, config: RunConfig):
-        self.accuracy = TASKS[config.task].accuracy
-        self.bar = tqdm(total=num_steps(config), desc=config.title, unit="step", **PACE)
-        self.shown: dict[str, str] = {}
-        self.due = 0.0
-
-    def on_step(self, step: int, loss: Tensor, model) -> None:
-        self.bar.update()
-        if time.monotonic() > self.due:  # reading the loss makes a GPU wait
-            self.due = time.monotonic() + 0.2
-            self.bar.set_postfix(self.shown | {"loss": f"{loss.item():.3f}"}, refresh=False)
-
-    def on_epoch(self, epoch: int, results: dict[str, float]) -> None:
-        self.shown = {"accuracy": f"{results[self.accuracy]:.3f}"}
-
-    def on_end(self, state: str, summary: dict[str, float]) -> None:
-        self.bar.close()
 
 
 def train_one(options: Namespace, config: RunConfig) -> int:

@@ -1,0 +1,73 @@
+"""Look inside models: trained ones that are kept, and attention rows while a model trains."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from src.config import RunConfig
+from src.progress import ProgressBar
+from src.runs import ROOT, git_commit
+from src.tasks import TASKS
+from src.training import Observer, build_model, prepare_process, stream, train
+from src.transformer import Transformer
+
+MODELS = ROOT / "results" / "models"
+
+
+def held_out(config: RunConfig) -> tuple[Tensor, Tensor]:
+    """The evaluation sequences of a run, as the task's `sequences` gives them: inputs and targets."""
+    return TASKS[config.task](config).sequences(config.num_eval, stream(config, "evaluation data"))
+
+
+def trained(config: RunConfig, folder: Path | str = MODELS) -> tuple[Transformer, dict[str, float]]:
+    """The trained model of a run and the run's summary: from `folder` if it is kept there, else trained now
+    (minutes for the paper's induction runs) and kept. Delete the file to train it again."""
+    path = Path(folder) / f"{config.task}_{config.attention_type}_{config.hash}.safetensors"
+    if path.exists():
+        model = build_model(config)
+        with safe_open(path, framework="pt") as file:
+            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
+            return model, json.loads(file.metadata()["summary"])
+    prepare_process()
+    model, summary = train(config, observers=[ProgressBar(config)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"config": json.dumps(config.to_dict()), "summary": json.dumps(summary), "code": str(git_commit())}
+    unfinished = path.with_suffix(".part")
+    save_file(model.state_dict(), unfinished, about)
+    unfinished.replace(path)
+    return model, summary
+
+
+@torch.no_grad()
+def attention_maps(model: Transformer, inputs: Tensor) -> Tensor:
+    """Attention weights (layers, B, H, T, T) of a model on inputs (B, T)."""
+    _, weights = model(inputs)
+    return torch.stack(weights)
+
+
+class ClsRecorder(Observer):
+    """Records the CLS row of the last layer for fixed inputs (B, T) after every training step.
+
+    `rows` is then (steps, B, H, T).
+    """
+
+    def __init__(self, inputs: Tensor):
+        self.inputs, self._rows = inputs, []
+
+    @torch.no_grad()
+    def on_step(self, step: int, loss: Tensor, model: Transformer) -> None:
+        _, weights = model(self.inputs, slice(-1, None))
+        self._rows.append(weights[-1][:, :, -1])
+
+    @property
+    def rows(self) -> Tensor:
+        return torch.stack(self._rows)
+
+
+def one_of_each(labels: Tensor) -> Tensor:
+    """Where each label 0, 1, … stands first in labels (B,)."""
+    return torch.stack([(labels == label).nonzero()[0, 0] for label in labels.unique()])
