@@ -25,7 +25,7 @@ from src.config import FIELD_TYPES, FIELDS, ConfigError, RunConfig, as_type, req
 from src.progress import PACE, ProgressBar
 from src.runs import DEFAULT_LOG, LogError, RunLog, load_runs
 from src.sweep import read_sweep, shard
-from src.training import choose_device, estimate_seconds, prepare_process
+from src.training import Observer, choose_device, estimate_seconds, prepare_process
 from src.wandb_runs import wandb_mode, wandb_observers
 from src.workers import Job, execute, run_job
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from src.config import RunConfig
@@ -29,8 +29,8 @@ def trained(config: RunConfig, folder: Path | str = MODELS) -> tuple[Transformer
     path = Path(folder) / f"{config.task}_{config.attention_type}_{config.hash}.safetensors"
     if path.exists():
         model = build_model(config)
+        model.load_state_dict(load_file(path))
         with safe_open(path, framework="pt") as file:
-            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
             return model, json.loads(file.metadata()["summary"])
     prepare_process()
     model, summary = train(config, observers=[ProgressBar(config)])
