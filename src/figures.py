@@ -1,16 +1,24 @@
-"""The figures: one style, and one function for each figure.
+"""The figures of trained transformers: one style, and one function for each figure.
 
-Every function takes a table or arrays and returns a matplotlib Figure; `save` writes it as PDF and PNG.
+Every function takes a table of runs (see `src.scores.select`) or arrays and returns a matplotlib Figure; `save`
+writes it as PDF and PNG.
 """
 
-from collections.abc import Sequence
+import itertools
+import textwrap
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from src import scores
 from src.attention import ATTENTION
 from src.runs import HISTORY
 
@@ -67,116 +75,308 @@ LABELS = {
     "eval/acc_induction": "accuracy",
     "attn_entropy": "attention entropy",
 }
+PUBLISHED_TYPES = [name for name in ATTENTION if name != "uniform"]
 
 
-def mean_interval(values: np.ndarray, level: float = 0.95, resamples: int = 2000) -> tuple[float, float, float]:
-    """Mean of `values` (runs,) over the runs, and its bootstrap percentile interval: (mean, low, high).
-
-    As in rliable (Agarwal et al., 2021): it stays within the values seen, and is a point for a single run.
-    """
-    values = np.asarray(values, dtype=float)
-    picks = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
-    low, high = np.quantile(values[picks].mean(1), [(1 - level) / 2, (1 + level) / 2])
-    return values.mean(), low, high
+# Bars
 
 
-def head_columns(runs: pd.DataFrame, metric: str, layer: int | None = None, prefix: str = "") -> list[str]:
-    """The columns `{prefix}{layer}_{head}_{metric}` of a table, of one layer or of all."""
-    pattern = rf"{prefix}{'[0-9]+' if layer is None else layer}_[0-9]+_{metric}"
-    return list(runs.columns[runs.columns.str.fullmatch(pattern)])
-
-
-def sink_shares(runs: pd.DataFrame, threshold: float = 0.9, min_accuracy: float = 0.95) -> pd.Series:
-    """Of each induction run that solves the task, the share of its second layer's heads that are sinks.
-
-    A run solves the task if its eval/acc_induction exceeds `min_accuracy`; a head is a sink if its
-    rel_attn_bos_global exceeds `threshold`. Indexed as `runs`.
-    """
-    if "eval/acc_induction" not in runs:
-        return pd.Series(dtype=float)
-    scores = runs.loc[runs["eval/acc_induction"] > min_accuracy, head_columns(runs, "rel_attn_bos_global", 1)]
-    return (scores > threshold).where(scores.notna()).mean(axis=1)
-
-
-def sparsity_scores(runs: pd.DataFrame) -> pd.Series:
-    """Of each classification run, the mean over its heads of rel_attn_max clipped to [0, 1]. Indexed as `runs`."""
-    return runs[head_columns(runs, "rel_attn_max")].clip(0, 1).mean(axis=1).dropna()
-
-
-def flip_rates(runs: pd.DataFrame) -> pd.Series:
-    """Of each classification run, the largest avg_top1_dominance_rate of its heads. Indexed as `runs`."""
-    names = runs.columns[runs.columns.str.fullmatch("mixing/[0-9]+_[0-9]+/avg_top1_dominance_rate")]
-    return runs[names].max(axis=1).dropna()
-
-
-def attention_bars(runs: pd.DataFrame, values: pd.Series, label: str) -> Figure:
+def draw_bars(axes: Axes, runs: pd.DataFrame, values: pd.Series, types: Sequence[str]) -> None:
     """Mean of `values` (indexed as `runs`) by attention type: kernels side by side, with and without
-    normalisation, with 95% intervals over runs and their number; a red cross where there is none."""
-    seen = set(runs["attention_type"]) - {"uniform"}
-    kinds = {name: kind for name, kind in ATTENTION.items() if name in seen}
-    kernels = list(dict.fromkeys(kind.label for kind in kinds.values()))
-    figure, axes = plt.subplots(figsize=(COLUMN, 2.2))
-    for name, kind in kinds.items():
+    normalisation, with intervals over seeds and the number of runs; a red cross where there is none."""
+    kernels = list(dict.fromkeys(ATTENTION[name].label for name in types))
+    summary = scores.by_type(runs, values)
+    for name in types:
+        kind = ATTENTION[name]
         alone = kind.label == "softmax"  # which has no twin without normalisation
         x = kernels.index(kind.label) + (0 if alone else -0.2 if kind.normalised else 0.2)
-        chosen = values[runs.loc[values.index, "attention_type"] == name]
-        if chosen.empty:
+        if name not in summary.index:
             axes.plot(x, 0.03, "x", color="red", markersize=5, clip_on=False)
             continue
-        mean, low, high = mean_interval(chosen.to_numpy())
-        fill = KERNEL_COLOURS[kind.label] if kind.normalised else "white"
-        axes.bar(x, mean, 0.36, color=fill, edgecolor=KERNEL_COLOURS[kind.label], linewidth=1)
-        axes.errorbar(x, mean, [[mean - low], [high - mean]], color="black", linewidth=0.8, capsize=1.5)
-        axes.annotate(str(len(chosen)), (x, 1.03), ha="center", fontsize=5.5, color="grey")
+        bar = summary.loc[name]
+        colour = KERNEL_COLOURS[kind.label]
+        fill = colour if kind.normalised else "white"
+        axes.bar(x, bar["mean"], 0.36, color=fill, edgecolor=colour, linewidth=1)
+        if bar["seeds"] > 1:
+            below, above = bar["mean"] - bar["low"], bar["high"] - bar["mean"]
+            axes.errorbar(x, bar["mean"], [[below], [above]], color="black", linewidth=0.8, capsize=1.5)
+        axes.annotate(f"{bar['runs']:.0f}", (x, 1.03), ha="center", fontsize=5, color="grey")
     axes.set_xticks(range(len(kernels)), kernels)
-    axes.set(xlim=(-0.6, len(kernels) - 0.4), ylim=(0, 1.08), ylabel=label)
+    axes.set(xlim=(-0.6, len(kernels) - 0.4), ylim=(0, 1.1))
     axes.set_yticks([0, 0.5, 1])
+
+
+def bar_figure(
+    runs: pd.DataFrame,
+    score: Callable[[pd.DataFrame], pd.Series],
+    label: str,
+    *,
+    rule: str = "all runs",
+    by: Sequence[str] = (),
+    columns: int = 1,
+    types: Sequence[str] = PUBLISHED_TYPES,
+) -> Figure:
+    """`draw_bars` of a score of each run, a panel for each value of the fields `by` (one for no field).
+
+    Under it stands what the bars are means of: the `rule` by which runs are chosen, and in what they differ.
+    """
+    scores.require_columns(runs, ["seed", "attention_type", *by])
+    groups = list(runs.groupby(list(by))) if by and len(runs) else [((), runs)]
+    num_rows = -(-len(groups) // columns)
+    width = COLUMN if columns == 1 else PAGE
+    height = 0.75 + num_rows * (1.55 if columns < 3 else 1.15)
+    figure, grid = plt.subplots(num_rows, columns, figsize=(width, height), sharex=True, sharey=True, squeeze=False)
+    for axes, (values, group) in itertools.zip_longest(grid.flat, groups, fillvalue=(None, None)):
+        if group is None:
+            axes.set_visible(False)
+            continue
+        measured = score(group)
+        if measured.empty:
+            warnings.warn(f"no run for “{label}” ({rule}): crosses instead of bars", stacklevel=3)
+        draw_bars(axes, group, measured, types)
+        if by:
+            title = textwrap.fill(panel_title(by, values), 120 // columns - 6)
+            axes.set_title(title, fontsize=7 if columns < 4 else 6, pad=3)
+    if columns > 2:
+        for axes in grid[-1]:
+            axes.tick_params(axis="x", rotation=50)
+    if num_rows == 1:
+        grid[0, 0].set_ylabel(label)
+    else:
+        figure.supylabel(label, fontsize=8)
     for normalised in (True, False):
         name = "normalised" if normalised else "not normalised"
-        axes.bar(np.nan, np.nan, color="grey" if normalised else "white", edgecolor="grey", label=name)
+        grid[0, 0].bar(np.nan, np.nan, color="grey" if normalised else "white", edgecolor="grey", label=name)
     figure.legend(loc="outside upper center", ncols=2)
+    add_note(figure, f"number of runs; {rule}", runs.drop(columns=list(by)))
     return figure
 
 
-def sink_share_bars(runs: pd.DataFrame, threshold: float = 0.9, min_accuracy: float = 0.95) -> Figure:
-    """`attention_bars` of `sink_shares`."""
-    return attention_bars(runs, sink_shares(runs, threshold, min_accuracy), f"heads with sink score > {threshold}")
+def add_note(figure: Figure, rest: str, runs: pd.DataFrame) -> None:
+    """A line below the figure: what its means and intervals are over."""
+    note = f"Mean, 95% bootstrap interval over seeds, {rest}. Pooled: {scores.what_varies(runs)}"
+    rates = set(runs["lr"]) if "lr" in runs else set()
+    if len(rates) == 1:
+        note += f"; lr {rates.pop():g}"
+    figure.supxlabel(textwrap.fill(note, int(23 * figure.get_figwidth())), fontsize=5.5, color="grey")
 
 
-def sparsity_bars(runs: pd.DataFrame) -> Figure:
-    """`attention_bars` of `sparsity_scores`."""
-    return attention_bars(runs, sparsity_scores(runs), "sparsity score")
+def panel_title(fields: Sequence[str], values: Sequence[Any]) -> str:
+    """Fields and their values in words."""
+    words = {("use_mlp", True): "MLP", ("use_mlp", False): "no MLP"}
+    words |= {("use_layernorm", True): "LayerNorm", ("use_layernorm", False): "no LayerNorm"}
+    words |= {("shift_query_token", True): "shift", ("shift_query_token", False): "no shift"}
+    words |= {("positional_type", "no"): "no positions"}
+    names = {"aux_loss_weight": "aux", "positional_type": "positions"}
+    return ", ".join(
+        words.get((field, value), f"{names.get(field, field)} {value}")
+        for field, value in zip(fields, values, strict=True)
+    )
 
 
-def curve(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Mean of a metric over runs and its 95% interval (columns mean, low, high), by training step.
+# Induction (Section 4.1)
 
-    runs: with histories. A metric is a logged name, or what the names of one that each head has end with
-    (`attn_entropy`), whose mean over heads it then is.
+INDUCTION_SETTING = ("aux_loss_weight", "shift_query_token", "positional_type")
+INDUCTION_SETTINGS = [
+    dict(zip(INDUCTION_SETTING, values, strict=True))
+    for values in itertools.product((0.0, 0.2), (True, False), ("add", "concat", "no"))
+]
+
+
+def induction_name(aux_loss_weight: float, shift_query_token: bool, positional_type: str) -> str:
+    """How file names call one of the 12 settings: `aux0.2_shift_add`."""
+    return f"aux{aux_loss_weight:g}_{'shift' if shift_query_token else 'noshift'}_{positional_type}"
+
+
+def sink_proportions(
+    runs: pd.DataFrame,
+    threshold: float = scores.SINK,
+    min_accuracy: float = scores.SOLVED,
+    lrs: Sequence[float] | None = None,
+    magnitudes: bool = False,
+    **panels: Any,
+) -> Figure:
+    """Share of second-layer heads that are BOS sinks, over runs that solve the task (see `scores.sink_shares`).
+
+    runs: of induction. lrs: learning rates to pool, None for all. magnitudes: by the share of |w|, which is
+    one for signed kernels too, instead of the published score. panels: see `bar_figure`.
     """
-    columns = [HISTORY + metric] if HISTORY + metric in runs else head_columns(runs, metric, prefix=HISTORY)
-    points = [
-        pd.Series(np.mean([v for v in run[columns] if np.ndim(v)], axis=0), index=run[HISTORY + "step"])
-        for _, run in runs.iterrows()
-    ]
-    by_step = pd.concat(points).dropna().groupby(level=0)
-    lines = {step: mean_interval(values.to_numpy()) for step, values in by_step}
-    return pd.DataFrame.from_dict(lines, orient="index", columns=["mean", "low", "high"])
+    score = "mag_attn_bos_global" if magnitudes else "rel_attn_bos_global"
+    return bar_figure(
+        scores.select(runs, lr=lrs),
+        lambda group: scores.sink_shares(group, threshold, min_accuracy, score),
+        f"heads with {'|w| share' if magnitudes else 'sink score'} > {threshold}",
+        rule=f"runs with accuracy > {min_accuracy}",
+        **panels,
+    )
+
+
+def induction_accuracies(runs: pd.DataFrame, lrs: Sequence[float] | None = None, **panels: Any) -> Figure:
+    """Accuracy at the last position, over all runs. lrs and panels as in `sink_proportions`."""
+    return bar_figure(scores.select(runs, lr=lrs), scores.accuracies, "accuracy", **panels)
+
+
+MAP_COLOURS = LinearSegmentedColormap.from_list("attention", ["crimson", "#F4E9D3", "green"])
+
+
+def draw_map(axes: Axes, weights: np.ndarray, names: Sequence[str]) -> None:
+    """Attention weights (T, T), queries down, keys right, from −1 to 1; `names` of the T tokens."""
+    picture = axes.pcolormesh(weights, cmap=MAP_COLOURS, vmin=-1, vmax=1, edgecolors="white", linewidth=0.3)
+    picture.set_rasterized(False)
+    places = np.arange(len(names)) + 0.5
+    axes.set_xticks(places, names, rotation=90)
+    axes.set_yticks(places, names)
+    axes.tick_params(length=0, pad=1.5, labelsize=5)
+    axes.set(aspect="equal")
+    axes.invert_yaxis()
+    axes.spines[:].set_visible(False)
+
+
+def attention_map(weights: np.ndarray, names: Sequence[str]) -> Figure:
+    """One head's attention on one sequence, as `draw_map`."""
+    figure, axes = plt.subplots(figsize=(1.7, 1.7))
+    draw_map(axes, weights, names)
+    return figure
+
+
+def attention_maps(models: dict[str, np.ndarray], names: Sequence[str]) -> Figure:
+    """The heads (H, T, T) of each model, by name, on one sequence side by side, with the scale of colours."""
+    num_heads = max(map(len, models.values()))
+    figure, grid = plt.subplots(len(models), num_heads, figsize=(PAGE, 1.62 * len(models)), squeeze=False)
+    for row, (title, heads) in zip(grid, models.items(), strict=True):
+        for head, (axes, weights) in enumerate(zip(row, heads, strict=True)):
+            draw_map(axes, weights, names)
+            axes.set_title(f"head {head}", fontsize=6, pad=2)
+        row[0].set_ylabel(title)
+    figure.colorbar(grid[0, 0].collections[0], ax=grid, shrink=0.5, label="attention weight", extend="both", aspect=30)
+    return figure
+
+
+# Classification (Section 4.2)
+
+
+def sparsity(runs: pd.DataFrame, lrs: Sequence[float] | None = None, magnitudes: bool = False, **panels: Any) -> Figure:
+    """Largest weight of the CLS row over the row's sum, mean over heads (see `scores.sparsity_scores`).
+
+    runs: of classification. magnitudes: of |w|, a share for signed kernels too. The rest as in
+    `sink_proportions`.
+    """
+    score = "mag_attn_max" if magnitudes else "rel_attn_max"
+    label = "largest |w| / Σ|w|" if magnitudes else "sparsity score"
+    return bar_figure(scores.select(runs, lr=lrs), lambda group: scores.sparsity_scores(group, score), label, **panels)
+
+
+def fliprate_name(vocab_size: int, use_mlp: bool, use_layernorm: bool) -> str:
+    return f"fliprate_vocab{vocab_size}_{'mlp' if use_mlp else 'nomlp'}_{'ln' if use_layernorm else 'noln'}"
+
+
+def flip_rate(runs: pd.DataFrame, lrs: Sequence[float] | None = None, **panels: Any) -> Figure:
+    """Share of mixed sequences predicted as the sequence that their one top token is from (Figure 6; see
+    `scores.flip_rates`). lrs and panels as in `sink_proportions`."""
+    return bar_figure(scores.select(runs, lr=lrs), scores.flip_rates, "flip rate", **panels)
+
+
+def flip_rate_by_size(runs: pd.DataFrame) -> Figure:
+    """Flip rate against the number of heads, a panel for each number of layers, by attention type: mean and
+    interval over seeds."""
+    scores.require_columns(runs, ["num_layers", "num_heads", "attention_type", "seed"])
+    layers = sorted(runs["num_layers"].unique())
+    figure, grid = plt.subplots(1, len(layers), figsize=(PAGE, 2.5), sharey=True, squeeze=False)
+    for axes, num_layers in zip(grid[0], layers, strict=True):
+        group = runs[(runs["num_layers"] == num_layers) & runs["attention_type"].isin(PUBLISHED_TYPES)]
+        rates = scores.flip_rates(group)
+        sizes = {n: scores.by_type(part, rates[part.index]) for n, part in group.groupby("num_heads")}
+        for name in group["attention_type"].unique():
+            line = pd.DataFrame({n: table.loc[name] for n, table in sizes.items() if name in table.index}).T
+            draw_line(axes, name, line)
+        axes.set(xlabel="heads", title=f"{num_layers} layer{'s' if num_layers > 1 else ''}", ylim=(0, 1))
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(list(sizes), list(sizes))
+    grid[0, 0].set_ylabel("flip rate, head that decides most")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right center")
+    add_note(figure, "all runs", runs.drop(columns=["num_layers", "num_heads"]))
+    return figure
+
+
+def sample_tracking(rows: np.ndarray, tokens: np.ndarray) -> Figure:
+    """The CLS row of one sequence for each label after every training step.
+
+    rows (steps, labels, T), tokens (labels, T), whose last is CLS.
+    """
+    figure, grid = plt.subplots(1, rows.shape[1], figsize=(PAGE, 2.1), sharey=True)
+    steps = np.arange(1, len(rows) + 1)
+    for label, axes in enumerate(grid):
+        for place, token in enumerate(tokens[label]):
+            cls = place == tokens.shape[1] - 1
+            colour = "black" if cls else plt.colormaps["tab10"](place % 10)
+            axes.plot(steps, rows[:, label, place], color=colour, linewidth=1, label="CLS" if cls else str(token))
+        axes.set(xscale="log", xlabel="training step", ylim=(0, 1), title=f"label {label}")
+        axes.legend(title="token", fontsize=5, title_fontsize=5, loc="center right", ncols=2)
+    grid[0].set_ylabel("attention of CLS")
+    return figure
+
+
+# Over training
+
+
+def draw_line(axes: Axes, attention_type: str, line: pd.DataFrame) -> None:
+    """A line and its interval (columns mean, low, high) against the table's index, in the type's style."""
+    kind = ATTENTION[attention_type]
+    style = "-" if kind.normalised else "--"
+    label = kind.label + ("" if kind.normalised or kind.label == "softmax" else ", not normalised")
+    axes.plot(line.index, line["mean"], style, color=KERNEL_COLOURS[kind.label], label=label)
+    axes.fill_between(line.index, line["low"], line["high"], color=KERNEL_COLOURS[kind.label], alpha=0.2, linewidth=0)
 
 
 def training_curves(runs: pd.DataFrame, metrics: Sequence[str] = ("eval/loss", "eval/acc", "attn_entropy")) -> Figure:
-    """Metrics (see `curve`) over training, a row each, by attention type: mean and 95% interval over runs."""
+    """Metrics (see `scores.curve`) over training, a row each, by attention type: mean and interval over seeds."""
     figure, grid = plt.subplots(len(metrics), 1, figsize=(COLUMN, 0.4 + 1.3 * len(metrics)), sharex=True)
     for axes, metric in zip(np.atleast_1d(grid), metrics, strict=True):
         for name, group in runs.groupby("attention_type", sort=False):
-            kind, line = ATTENTION[name], curve(group, metric)
-            style = "-" if kind.normalised else "--"
-            label = kind.label + ("" if kind.normalised or kind.label == "softmax" else ", not normalised")
-            axes.plot(line.index, line["mean"], style, color=KERNEL_COLOURS[kind.label], label=label)
-            axes.fill_between(line.index, line["low"], line["high"], color=KERNEL_COLOURS[kind.label], alpha=0.2, lw=0)
+            draw_line(axes, name, scores.curve(group, metric))
         axes.set_ylabel(LABELS.get(metric, metric))
         if metric.endswith("loss"):
             axes.set_yscale("log")
     axes.set_xlabel("training step")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
+
+
+def polarization(runs: pd.DataFrame) -> Figure:
+    """Entropy of attention over training, as a fraction of the uniform row's: kernels side by side, a row of
+    panels for each layer. Thin lines are heads of runs, thick ones their means with intervals over seeds.
+
+    runs: of one task, with histories.
+    """
+    scores.require_columns(runs, [HISTORY + "step", "num_layers", "attention_type", "seed"])
+    kernels = [k for k in KERNEL_COLOURS if k != "uniform"]
+    layers = range(int(runs["num_layers"].max()))
+    size = (PAGE, 0.7 + 1.2 * len(layers))
+    figure, grid = plt.subplots(len(layers), len(kernels), figsize=size, sharex=True, sharey=True, squeeze=False)
+    for layer, kernel in itertools.product(layers, kernels):
+        axes = grid[layer, kernels.index(kernel)]
+        for name, group in runs.groupby("attention_type", sort=False):
+            if ATTENTION[name].label == kernel:
+                draw_heads(axes, name, group, layer)
+                draw_line(axes, name, scores.curve(group, "attn_entropy", layer))
+        axes.set(ylim=(0, 1.02), yticks=[0, 0.5, 1])
+        if layer == 0:
+            axes.set_title(kernel, pad=3)
+        if kernel == kernels[0]:
+            axes.set_ylabel(f"layer {layer}" if len(layers) > 1 else "entropy")
+    figure.supxlabel("training step", fontsize=8)
+    if len(layers) > 1:
+        figure.supylabel("attention entropy", fontsize=8)
+    lines = [plt.Line2D([], [], color="grey", linestyle=style) for style in ("-", "--")]
+    figure.legend(lines, ["normalised", "not normalised"], loc="outside upper center", ncols=2)
+    return figure
+
+
+def draw_heads(axes: Axes, attention_type: str, runs: pd.DataFrame, layer: int) -> None:
+    """The entropy of each head of each run as a thin line."""
+    kind = ATTENTION[attention_type]
+    for _, run in runs.iterrows():
+        for name in scores.head_columns(runs, "attn_entropy", layer, HISTORY):
+            if np.ndim(run[name]):  # a run with fewer heads has no such column
+                style = "-" if kind.normalised else "--"
+                axes.plot(run[HISTORY + "step"], run[name], style, color=KERNEL_COLOURS[kind.label], lw=0.3, alpha=0.35)

@@ -43,10 +43,15 @@ def trained(config: RunConfig, folder: Path | str = MODELS) -> tuple[Transformer
 
 
 @torch.no_grad()
-def attention_maps(model: Transformer, inputs: Tensor) -> Tensor:
+def attention_weights(model: Transformer, inputs: Tensor) -> Tensor:
     """Attention weights (layers, B, H, T, T) of a model on inputs (B, T)."""
     _, weights = model(inputs)
     return torch.stack(weights)
+
+
+def token_names(ids: Tensor, vocab_size: int) -> list[str]:
+    """The ids (T,) of an induction sequence in words: BOS, the number of each token, and the query's with a ?."""
+    return ["BOS", *(f"{i}" if i < vocab_size else f"{i - vocab_size}?" for i in ids[1:].tolist())]
 
 
 class ClsRecorder(Observer):

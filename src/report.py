@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from src import figures
+from src import figures, scores
 from src.config import RunConfig
 from src.tasks import TASKS
 
@@ -39,16 +39,21 @@ def of_run(config: RunConfig, row: dict[str, Any]) -> str:
     return "\n".join([*once, table])
 
 
+SCORES = {  # of each task's runs
+    "induction": {"sink_share": scores.sink_shares},
+    "classification": {"sparsity": scores.sparsity_scores, "flip_rate": scores.flip_rates},
+}
+
+
 def of_sweep(runs: pd.DataFrame) -> str:
     """A row for each task and attention type: how many runs ended how, and the mean of what they measured."""
-    measured = runs.assign(
-        accuracy=runs.reindex(columns=[task.accuracy for task in TASKS.values()]).max(axis=1),
-        sink_share=figures.sink_shares(runs),
-        sparsity=figures.sparsity_scores(runs),
-        flip_rate=figures.flip_rates(runs),
-    )
-    groups = measured.groupby(["task", "attention_type"], sort=False)
-    table = groups[["accuracy", "sink_share", "sparsity", "flip_rate", "seconds"]].mean()
+    runs = runs.assign(accuracy=runs.reindex(columns=[task.accuracy for task in TASKS.values()]).max(axis=1))
+    for task, group in runs[runs["state"] == "finished"].groupby("task"):
+        for name, score in SCORES[task].items():
+            runs.loc[group.index, name] = score(group)
+    groups = runs.groupby(["task", "attention_type"], sort=False)
+    measured = ["accuracy", *(name for own in SCORES.values() for name in own), "seconds"]
+    table = groups[[name for name in measured if name in runs]].mean()
     counts = groups["state"].value_counts().unstack(fill_value=0)
     return counts.join(table.dropna(axis=1, how="all")).to_string(float_format="{:.3f}".format, na_rep="–")
 
@@ -59,9 +64,10 @@ def save_figures(runs: pd.DataFrame, title: str, folder: Path | str | None = Non
     folder = folder or figures.FOLDER
     paths = []
     for task, group in runs.groupby("task", sort=False):
-        bars = {"induction": figures.sink_share_bars, "classification": figures.sparsity_bars}[task]
+        bars = {"induction": figures.sink_proportions, "classification": figures.sparsity}[task]
         kind = {"induction": "sink_share", "classification": "sparsity"}[task]
+        types = [name for name in figures.PUBLISHED_TYPES if name in set(group["attention_type"])]
         curves = figures.training_curves(group, ("eval/loss", TASKS[task].accuracy, "attn_entropy"))
-        paths += figures.save(bars(group), f"{title}_{kind}", folder)
+        paths += figures.save(bars(group, types=types), f"{title}_{kind}", folder)
         paths += figures.save(curves, f"{title}_{task}_training", folder)
     return paths

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 DEFAULT_LOG = ROOT / "logs" / "runs.db"
+COMMITTED = ROOT / "results" / "runs.parquet"
 HISTORY = "history/"  # what the names of columns with one value for each epoch begin with
 
 APPLICATION_ID = 0x504F4C41  # in the file's header: tells our databases from others
@@ -60,6 +61,10 @@ CREATE TABLE schema (fields TEXT NOT NULL);  -- JSON, the names of RunConfig's f
 
 class LogError(Exception):
     """The log cannot be read or written; one sentence that says why and what to do."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What notebooks show of it: the sentence."""
+        return [f"error: {self}"]
 
 
 class RunLog:

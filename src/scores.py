@@ -1,0 +1,135 @@
+"""What a table of runs says: a score for each run, and means over runs with their intervals."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from src.config import FIELDS
+from src.runs import HISTORY, LogError
+
+SOLVED = 0.95  # accuracy above which a run is said to solve its task
+SINK = 0.9  # sink score above which a head is a sink
+
+
+def require_columns(runs: pd.DataFrame, names: Sequence[str]) -> None:
+    """LogError that names what the table lacks."""
+    if not len(runs.columns):
+        raise LogError("the table of runs is empty; train some, or name another source")
+    missing = [name for name in names if name not in runs]
+    if missing:
+        raise LogError(f"the table of runs lacks {', '.join(missing)}; is it of the other task, or of other code?")
+
+
+def select(runs: pd.DataFrame, **fields: Any) -> pd.DataFrame:
+    """The finished runs whose fields have these values: one each, a list of them, or None for any."""
+    require_columns(runs, ["state", *fields])
+    chosen = runs["state"] == "finished"
+    for name, values in fields.items():
+        if values is not None:
+            chosen &= runs[name].isin(values if isinstance(values, list | tuple) else [values])
+    return runs[chosen]
+
+
+def head_columns(runs: pd.DataFrame, metric: str, layer: int | None = None, prefix: str = "") -> list[str]:
+    """The columns `{prefix}{layer}_{head}_{metric}` of a table, of one layer or of all; LogError if there are none."""
+    pattern = rf"{prefix}{'[0-9]+' if layer is None else layer}_[0-9]+_{metric}"
+    found = list(runs.columns[runs.columns.str.fullmatch(pattern)])
+    if not found:
+        require_columns(runs, [f"{prefix}{layer or 0}_0_{metric}"])
+    return found
+
+
+# Scores: one number for each run, indexed as the table; a run that does not qualify is left out.
+
+
+def sink_shares(
+    runs: pd.DataFrame, threshold: float = SINK, min_accuracy: float = SOLVED, score: str = "rel_attn_bos_global"
+) -> pd.Series:
+    """Of each induction run that solves the task, the share of its second layer's heads that are sinks.
+
+    A run solves the task if its eval/acc_induction exceeds `min_accuracy`; a head is a sink if its `score`
+    exceeds `threshold`: the published one, or mag_attn_bos_global, which is a share for signed kernels too.
+    """
+    require_columns(runs, ["eval/acc_induction"])
+    scores = runs.loc[runs["eval/acc_induction"] > min_accuracy, head_columns(runs, score, layer=1)]
+    return (scores > threshold).where(scores.notna()).mean(axis=1).dropna()
+
+
+def sparsity_scores(runs: pd.DataFrame, score: str = "rel_attn_max") -> pd.Series:
+    """Of each classification run, the mean over its heads of `score` clipped to [0, 1]: the published one, or
+    mag_attn_max, which is a share for signed kernels too."""
+    return runs[head_columns(runs, score)].clip(0, 1).mean(axis=1).dropna()
+
+
+def flip_rates(runs: pd.DataFrame) -> pd.Series:
+    """Of each classification run, the largest avg_top1_dominance_rate of its heads."""
+    names = runs.columns[runs.columns.str.fullmatch("mixing/[0-9]+_[0-9]+/avg_top1_dominance_rate")]
+    require_columns(runs, names if len(names) else ["mixing/0_0/avg_top1_dominance_rate"])
+    return runs[names].max(axis=1).dropna()
+
+
+def accuracies(runs: pd.DataFrame, metric: str = "eval/acc_induction") -> pd.Series:
+    """Each run's final accuracy."""
+    require_columns(runs, [metric])
+    return runs[metric].dropna()
+
+
+# Over runs
+
+
+def mean_interval(
+    values: np.ndarray, seeds: np.ndarray | None = None, level: float = 0.95, resamples: int = 2000
+) -> tuple[float, float, float]:
+    """Mean of `values` (runs,) and the bootstrap percentile interval of it over seeds: (mean, low, high).
+
+    Seeds (runs,), not runs, are resampled: runs of one seed share their data, whatever else differs. By
+    default every run has its own. As in rliable (Agarwal et al., 2021) the interval stays within the values
+    seen; it is a point for a single seed, which says nothing of the spread.
+    """
+    values = np.asarray(values, dtype=float)
+    _, member = np.unique(np.arange(len(values)) if seeds is None else seeds, return_inverse=True)
+    totals, counts = np.bincount(member, values), np.bincount(member)  # by seed
+    picks = np.random.default_rng(0).integers(len(totals), size=(resamples, len(totals)))
+    means = totals[picks].sum(1) / counts[picks].sum(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return values.mean(), low, high
+
+
+def by_type(runs: pd.DataFrame, values: pd.Series) -> pd.DataFrame:
+    """`values` (indexed as `runs`, perhaps fewer) by attention type: columns mean, low, high (see
+    `mean_interval`), runs and seeds: how many there are of each."""
+    rows = {}
+    for name, group in runs.loc[values.index].groupby("attention_type", sort=False):
+        seeds = group["seed"].to_numpy()
+        rows[name] = *mean_interval(values[group.index].to_numpy(), seeds), len(group), len(np.unique(seeds))
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high", "runs", "seeds"])
+
+
+def curve(runs: pd.DataFrame, metric: str, layer: int | None = None) -> pd.DataFrame:
+    """Mean of a metric over runs and its interval (columns mean, low, high), by training step.
+
+    runs: with histories. A metric is a logged name, or what the names of one that each head has end with
+    (`attn_entropy`), whose mean over heads, of a layer or of all, it then is.
+    """
+    columns = [HISTORY + metric] if HISTORY + metric in runs else head_columns(runs, metric, layer, HISTORY)
+    points = []
+    for _, run in runs.iterrows():
+        mean = np.mean([values for values in run[columns] if np.ndim(values)], axis=0)
+        points.append(pd.DataFrame({"step": run[HISTORY + "step"], "seed": run["seed"], "value": mean}))
+    by_step = pd.concat(points).dropna().groupby("step")
+    lines = {step: mean_interval(group["value"].to_numpy(), group["seed"].to_numpy()) for step, group in by_step}
+    return pd.DataFrame.from_dict(lines, orient="index", columns=["mean", "low", "high"])
+
+
+def what_varies(runs: pd.DataFrame) -> str:
+    """The fields in which the runs differ, attention type aside, and their values: `seed 0–4, lr 0.001, 0.01`."""
+    parts = []
+    for name in FIELDS:
+        values = sorted(runs[name].dropna().unique()) if name in runs and name != "attention_type" else []
+        if len(values) > 1:
+            whole = name == "seed" and values == list(range(int(values[0]), int(values[-1]) + 1))
+            listed = f"{values[0]:.0f}–{values[-1]:.0f}" if whole else "/".join(map(str, values))
+            parts.append(f"{name} {listed}")
+    return ", ".join(parts) or "nothing"
