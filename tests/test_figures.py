@@ -1,14 +1,13 @@
-"""What the figures compute, on tables small enough to check by hand, and what they draw."""
+"""What the figures draw."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from src import figures, report
 from src.config import RunConfig
+from src.runs import LogError
 
 
 @pytest.fixture(autouse=True)
@@ -17,77 +16,137 @@ def _close():
     plt.close("all")
 
 
-@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20))
-def test_an_interval_holds_its_mean_and_stays_within_what_was_seen(values):
-    mean, low, high = figures.mean_interval(np.array(values))
-    assert mean == pytest.approx(np.mean(values))
-    near = 1e-9 * max(1, *map(abs, values))
-    assert min(values) - near <= low <= mean + near
-    assert mean - near <= high <= max(values) + near
-
-
-def test_an_interval_is_that_of_the_normal_distribution_for_many_runs():
-    values = np.random.default_rng(1).normal(size=400)
-    mean, low, high = figures.mean_interval(values)
-    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1)
-    assert figures.mean_interval(np.array([3.0])) == (3, 3, 3)
-
-
 @pytest.fixture
 def induction():
     """Two heads in the second layer: 2 sinks; 1; none; not solved; one head only."""
     return pd.DataFrame(
         {
             "task": "induction",
+            "state": "finished",
+            "seed": [0, 1, 0, 0, 2],
+            "lr": [1e-3, 1e-2, 1e-3, 1e-3, 1e-3],
             "attention_type": ["softmax", "softmax", "sigmoid_norm", "sigmoid_unnorm", "softmax"],
             "eval/acc_induction": [1.0, 0.96, 1.0, 0.95, 1.0],
-            "0_0_rel_attn_bos_global": 0.99,  # the first layer does not count
             "1_0_rel_attn_bos_global": [0.95, 0.95, 0.9, 0.95, 0.91],
             "1_1_rel_attn_bos_global": [0.99, 0.2, 0.1, 0.95, np.nan],
-        },
-        index=[10, 11, 12, 13, 14],
-    )
-
-
-def test_sink_shares(induction):
-    assert figures.sink_shares(induction).to_dict() == {10: 1, 11: 0.5, 12: 0, 14: 1}
-    assert figures.sink_shares(induction, threshold=0.5, min_accuracy=0.9).to_dict()[13] == 1
-
-
-def test_classification_scores():
-    runs = pd.DataFrame(
-        {
-            "0_0_rel_attn_max": [0.5, 1.5, np.nan],  # a ratio of signed sums may exceed 1
-            "0_1_rel_attn_max": [0.3, np.nan, np.nan],
-            "mixing/0_0/avg_top1_dominance_rate": [0.2, 0.4, np.nan],
-            "mixing/0_1/avg_top1_dominance_rate": [0.6, np.nan, np.nan],
         }
     )
-    assert figures.sparsity_scores(runs).to_dict() == pytest.approx({0: 0.4, 1: 1.0})
-    assert figures.flip_rates(runs).to_dict() == {0: 0.6, 1: 0.4}
+
+
+def heights(axes) -> list[float]:
+    return [bar.get_height() for bar in axes.patches if np.isfinite(bar.get_height()) and bar.get_width()]
+
+
+def crosses(axes) -> list[float]:
+    return [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "x"]
+
+
+def note(figure) -> str:
+    return figure.get_supxlabel().replace("\n", " ")
 
 
 def test_bars_show_the_mean_and_a_cross_where_no_run_qualifies(induction):
-    axes = figures.sink_share_bars(induction).axes[0]
-    heights = [bar.get_height() for bar in axes.patches if np.isfinite(bar.get_height()) and bar.get_width()]
-    assert heights[0] == pytest.approx((1 + 0.5 + 1) / 3)
-    (cross,) = [line for line in axes.lines if line.get_marker() == "x"]
-    assert cross.get_color() == "red"
-    assert cross.get_xdata()[0] == pytest.approx(1.2)  # sigmoid, not normalised
+    figure = figures.sink_proportions(induction, types=["softmax", "sigmoid_norm", "sigmoid_unnorm"])
+    axes = figure.axes[0]
+    assert heights(axes)[0] == pytest.approx((1 + 0.5 + 1) / 3)
+    assert crosses(axes) == pytest.approx([1.2])  # sigmoid, not normalised
     assert [label.get_text() for label in axes.get_xticklabels()] == ["softmax", "sigmoid"]
+    assert [text.get_text() for text in axes.texts] == ["3", "1"]
+    assert len(axes.containers) == 2 + 1 + 2  # bars, one interval (softmax has several seeds), the legend
 
 
-def test_a_curve_is_the_mean_over_runs_and_heads_at_each_step():
+def test_the_published_figures_have_a_place_for_every_type(induction):
+    axes = figures.sink_proportions(induction).axes[0]
+    assert len(heights(axes)) == 2
+    assert len(crosses(axes)) == len(figures.PUBLISHED_TYPES) - 2 == 9
+
+
+def test_the_rule_of_selection_is_an_argument_and_stands_below(induction):
+    figure = figures.sink_proportions(induction, min_accuracy=0.9, lrs=[1e-3])
+    assert heights(figure.axes[0])[2] == 1  # sigmoid, not normalised, now counts
+    assert note(figure) == (
+        "Mean, 95% bootstrap interval over seeds, number of runs; runs with accuracy > 0.9. Pooled: seed 0/2; lr 0.001"
+    )
+    assert "Pooled: seed 0–2, lr 0.001/0.01" in note(figures.induction_accuracies(induction))
+
+
+def test_a_panel_for_each_value(induction):
+    figure = figures.sink_proportions(induction, by=["lr"])
+    assert [axes.get_title() for axes in figure.axes] == ["lr 0.001", "lr 0.01"]
+    assert heights(figure.axes[1]) == [0.5]
+
+
+def test_no_run_gives_crosses_and_a_warning(induction):
+    nobody = induction[induction["seed"] > 5]
+    with pytest.warns(UserWarning, match="no run for “heads with sink score > 0.9”"):
+        figure = figures.sink_proportions(nobody)
+    assert len(crosses(figure.axes[0])) == len(figures.PUBLISHED_TYPES)
+
+
+def test_a_missing_column_is_named(induction):
+    with pytest.raises(LogError, match="lacks vocab_size"):
+        figures.sink_proportions(induction, by=["vocab_size"])
+    with pytest.raises(LogError, match="lacks 0_0_rel_attn_max"):
+        figures.sparsity(induction)
+
+
+def test_the_names_of_the_settings():
+    names = [figures.induction_name(**setting) for setting in figures.INDUCTION_SETTINGS]
+    assert len(set(names)) == 12
+    assert {"aux0.2_shift_add", "aux0_noshift_no"} <= set(names)
+    assert figures.fliprate_name(81, False, True) == "fliprate_vocab81_nomlp_ln"
+
+
+def test_flip_rates_by_size():
     runs = pd.DataFrame(
         {
-            "history/step": [[0, 10], [0, 10]],
-            "history/eval/loss": [[3.0, 1.0], [5.0, 2.0]],
-            "history/0_0_attn_entropy": [[1.0, 0.5], [1.0, 0.1]],
-            "history/0_1_attn_entropy": [[1.0, 0.3], np.nan],  # a run with one head
+            "num_layers": [1, 1, 2, 2],
+            "num_heads": [1, 4, 1, 4],
+            "seed": 0,
+            "attention_type": "softmax",
+            "mixing/0_0/avg_top1_dominance_rate": [0.9, 0.1, 0.5, 0.2],
+            "mixing/0_1/avg_top1_dominance_rate": [np.nan, 0.3, np.nan, 0.1],
         }
     )
-    assert figures.curve(runs, "eval/loss")["mean"].to_dict() == {0: 4, 10: 1.5}
-    assert figures.curve(runs, "attn_entropy")["mean"].to_dict() == pytest.approx({0: 1, 10: 0.25})
+    one, two = figures.flip_rate_by_size(runs).axes
+    assert one.lines[0].get_xydata().tolist() == [[1, 0.9], [4, 0.3]]
+    assert two.lines[0].get_xydata().tolist() == [[1, 0.5], [4, 0.2]]
+
+
+def test_polarization_has_a_panel_for_each_layer_and_kernel_and_a_line_for_each_head():
+    runs = pd.DataFrame(
+        {
+            "num_layers": 2,
+            "attention_type": ["softmax", "softmax"],
+            "seed": [0, 1],
+            "history/step": [[0, 10], [0, 10]],
+            **{f"history/{layer}_{head}_attn_entropy": [[1.0, 0.5], [1.0, 0.1]] for layer in (0, 1) for head in (0, 1)},
+        }
+    )
+    panels = figures.polarization(runs).axes
+    assert len(panels) == 2 * 6
+    softmax = panels[0].lines
+    assert len(softmax) == 2 * 2 + 1
+    assert softmax[-1].get_ydata().tolist() == pytest.approx([1, 0.3])
+
+
+def test_an_attention_map_has_queries_down_from_the_top():
+    weights = np.array([[1.0, 0.0], [-3.0, 0.2]])
+    axes = figures.attention_map(weights, ["BOS", "7?"]).axes[0]
+    (mesh,) = axes.collections
+    assert mesh.get_array().reshape(2, 2).tolist() == weights.tolist()
+    assert axes.yaxis_inverted()
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["BOS", "7?"]
+    at_one, beyond = figures.MAP_COLOURS(0.0), mesh.to_rgba(-3.0)
+    assert at_one == beyond  # −1 and all below it are crimson
+
+
+def test_sample_tracking_draws_each_token():
+    rows = np.random.default_rng(0).random((7, 2, 3))
+    one, two = figures.sample_tracking(rows, np.array([[5, 6, 0], [15, 16, 0]])).axes
+    assert [text.get_text() for text in two.get_legend().get_texts()] == ["15", "16", "CLS"]
+    assert one.lines[2].get_ydata().tolist() == rows[:, 0, 2].tolist()
+    assert one.lines[0].get_xdata().tolist() == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_every_attention_type_can_be_told_from_the_others():
@@ -95,8 +154,8 @@ def test_every_attention_type_can_be_told_from_the_others():
 
 
 def test_the_same_figure_is_the_same_file(induction, tmp_path):
-    first = figures.save(figures.sink_share_bars(induction), "a0.2", tmp_path / "one")
-    second = figures.save(figures.sink_share_bars(induction), "a0.2", tmp_path / "two")
+    first = figures.save(figures.sink_proportions(induction), "a0.2", tmp_path / "one")
+    second = figures.save(figures.sink_proportions(induction), "a0.2", tmp_path / "two")
     assert [path.name for path in first] == ["a0.2.pdf", "a0.2.png"]
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes()

@@ -1,0 +1,121 @@
+"""What is computed from tables of runs, on tables small enough to check by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from src import scores
+from src.runs import LogError
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20))
+def test_an_interval_holds_its_mean_and_stays_within_what_was_seen(values):
+    mean, low, high = scores.mean_interval(np.array(values))
+    assert mean == pytest.approx(np.mean(values))
+    near = 1e-9 * max(1, *map(abs, values))
+    assert min(values) - near <= low <= mean + near
+    assert mean - near <= high <= max(values) + near
+
+
+def test_an_interval_is_that_of_the_normal_distribution_for_many_runs():
+    values = np.random.default_rng(1).normal(size=400)
+    mean, low, high = scores.mean_interval(values)
+    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1)
+    assert scores.mean_interval(np.array([3.0])) == (3, 3, 3)
+
+
+def test_seeds_are_resampled_not_runs():
+    seeds = np.repeat([0, 1], 500)
+    assert scores.mean_interval(seeds, seeds) == (0.5, 0, 1)  # two seeds: nothing between is sure
+    within = np.tile([0.0, 1.0], 500)  # what differs within seeds is no uncertainty
+    assert scores.mean_interval(within, seeds) == (0.5, 0.5, 0.5)
+
+
+@pytest.fixture
+def induction():
+    """Two heads in the second layer: 2 sinks; 1; none; not solved; one head only; not finished."""
+    return pd.DataFrame(
+        {
+            "task": "induction",
+            "state": ["finished"] * 5 + ["diverged"],
+            "seed": [0, 1, 0, 0, 2, 3],
+            "lr": [1e-3, 1e-2, 1e-3, 1e-3, 1e-3, 1e-3],
+            "attention_type": ["softmax", "softmax", "sigmoid_norm", "sigmoid_unnorm", "softmax", "softmax"],
+            "eval/acc_induction": [1.0, 0.96, 1.0, 0.95, 1.0, 0.1],
+            "0_0_rel_attn_bos_global": 0.99,  # the first layer does not count
+            "1_0_rel_attn_bos_global": [0.95, 0.95, 0.9, 0.95, 0.91, np.nan],
+            "1_1_rel_attn_bos_global": [0.99, 0.2, 0.1, 0.95, np.nan, np.nan],
+            "1_0_mag_attn_bos_global": [0.5, 0.95, 0.9, 0.95, 0.91, np.nan],
+        },
+        index=[10, 11, 12, 13, 14, 15],
+    )
+
+
+def test_sink_shares(induction):
+    assert scores.sink_shares(induction).to_dict() == {10: 1, 11: 0.5, 12: 0, 14: 1}
+    assert scores.sink_shares(induction, threshold=0.5, min_accuracy=0.9).to_dict()[13] == 1
+    assert scores.sink_shares(induction, score="mag_attn_bos_global").to_dict() == {10: 0, 11: 1, 12: 0, 14: 1}
+
+
+def test_selecting_runs(induction):
+    assert list(scores.select(induction).index) == [10, 11, 12, 13, 14]
+    assert list(scores.select(induction, lr=1e-2).index) == [11]
+    assert list(scores.select(induction, seed=[1, 2], lr=None).index) == [11, 14]
+    assert scores.select(induction, seed=7).empty
+
+
+def test_what_a_table_lacks_is_named(induction):
+    with pytest.raises(LogError, match="lacks vocab_size, num_layers;"):
+        scores.select(induction, vocab_size=41, num_layers=1)
+    with pytest.raises(LogError, match="lacks 0_0_rel_attn_max"):
+        scores.sparsity_scores(induction)
+    with pytest.raises(LogError, match="lacks mixing/0_0/avg_top1_dominance_rate"):
+        scores.flip_rates(induction)
+    with pytest.raises(LogError, match="lacks eval/acc_induction"):
+        scores.sink_shares(induction.drop(columns="eval/acc_induction"))
+    with pytest.raises(LogError, match="is empty"):
+        scores.select(pd.DataFrame())
+
+
+def test_classification_scores():
+    runs = pd.DataFrame(
+        {
+            "0_0_rel_attn_max": [0.5, 1.5, np.nan],  # a ratio of signed sums may exceed 1
+            "0_1_rel_attn_max": [0.3, np.nan, np.nan],
+            "mixing/0_0/avg_top1_dominance_rate": [0.2, 0.4, np.nan],
+            "mixing/0_1/avg_top1_dominance_rate": [0.6, np.nan, np.nan],
+        }
+    )
+    assert scores.sparsity_scores(runs).to_dict() == pytest.approx({0: 0.4, 1: 1.0})
+    assert scores.flip_rates(runs).to_dict() == {0: 0.6, 1: 0.4}
+
+
+def test_means_by_attention_type(induction):
+    table = scores.by_type(induction, scores.sink_shares(induction))
+    assert list(table.index) == ["softmax", "sigmoid_norm"]
+    assert table.loc["softmax", ["mean", "runs", "seeds"]].tolist() == pytest.approx([2.5 / 3, 3, 3])
+
+
+def test_a_curve_is_the_mean_over_runs_and_heads_at_each_step():
+    runs = pd.DataFrame(
+        {
+            "seed": [0, 1],
+            "history/step": [[0, 10], [0, 10]],
+            "history/eval/loss": [[3.0, 1.0], [5.0, 2.0]],
+            "history/0_0_attn_entropy": [[1.0, 0.5], [1.0, 0.1]],
+            "history/0_1_attn_entropy": [[1.0, 0.3], np.nan],  # a run with one head
+            "history/1_0_attn_entropy": [[0.0, 0.1], [0.0, 0.3]],
+        }
+    )
+    assert scores.curve(runs, "eval/loss")["mean"].to_dict() == {0: 4, 10: 1.5}
+    assert scores.curve(runs, "attn_entropy", layer=0)["mean"].to_dict() == pytest.approx({0: 1, 10: 0.25})
+    assert scores.curve(runs, "attn_entropy")["mean"].to_dict() == pytest.approx({0: 7 / 12, 10: 0.25})
+
+
+def test_in_what_runs_differ(induction):
+    runs = pd.DataFrame({"seed": [0, 1, 2], "lr": [1e-3, 1e-2, 1e-3], "use_mlp": True, "attention_type": list("abc")})
+    assert scores.what_varies(runs) == "seed 0–2, lr 0.001/0.01"
+    assert scores.what_varies(runs.iloc[[0, 2]]) == "seed 0/2"
+    assert scores.what_varies(runs.iloc[:1]) == "nothing"
