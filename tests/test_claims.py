@@ -21,7 +21,7 @@ def induction_runs(scores: dict[str, list[float]]) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(
-    "numbers, text",
+    ("numbers", "text"),
     [((0.8, 0.65, 0.951), "0.80 [0.65, 0.95]"), ((1, 1, 1), "1.00"), ((-0.5, -0.6, 0), "−0.50 [−0.60, 0.00]")],
 )
 def test_an_interval_in_words(numbers, text):
@@ -72,10 +72,12 @@ def test_the_readme_says_what_the_committed_runs_say():
     assert claims.sparsity_table(runs) in readme
 
 
-@pytest.mark.parametrize("source, words", [("nowhere.parquet", "nowhere.parquet"), ("empty.parquet", "empty")])
+@pytest.mark.parametrize(("source", "words"), [("nowhere.parquet", "nowhere.parquet"), ("empty.parquet", "empty")])
 def test_a_source_without_runs_is_one_sentence(source, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     pd.DataFrame().to_parquet("empty.parquet")
     assert claims.main([source]) == 1
     message = capsys.readouterr().err
-    assert message.startswith("error: ") and words in message and message.count("\n") == 1
+    assert message.startswith("error: ")
+    assert words in message
+    assert message.count("\n") == 1
