@@ -7,11 +7,13 @@ uv run python -m src.claims logs/runs.db        # of other runs
 import sys
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 
 from src import scores
 from src.attention import ATTENTION
-from src.runs import COMMITTED, LogError, load_runs
+from src.figures import INDUCTION_SETTING, INDUCTION_SETTINGS, panel_title
+from src.runs import COMMITTED, HISTORY, LogError, load_runs
 from src.scores import by_type, mean_interval, select
 
 
@@ -59,20 +61,38 @@ def sink_table(runs: pd.DataFrame) -> str:
     return kernel_table("second-layer heads that are sinks", {"published score": shares, "share of abs(w)": magnitudes})
 
 
+def settings_table(runs: pd.DataFrame) -> str:
+    """Share of sinks in each of the 12 settings, of types that were trained in several: lr 1e-3, 4 heads,
+    seed 0. A dash: the run does not solve the task."""
+    group = select(runs, task="induction", lr=1e-3, num_heads=4, seed=0)
+    group = group.assign(share=scores.sink_shares(group)).set_index([*INDUCTION_SETTING, "attention_type"])["share"]
+    counts = group.index.get_level_values("attention_type").value_counts()
+    names = [name for name in ATTENTION if name != "uniform" and counts.get(name, 0) > 1]
+    rows = []
+    for setting in INDUCTION_SETTINGS:
+        keys = [(*setting.values(), name) for name in names]
+        shares = ["" if key not in group.index else f"{group[key]:.2f}".replace("nan", "–") for key in keys]
+        rows.append([panel_title(INDUCTION_SETTING, list(setting.values())), *shares])
+    return markdown(["seed 0, lr 1e-3, 4 heads", *names], rows)
+
+
 def sparsity_table(runs: pd.DataFrame) -> str:
     main = classification_main(runs)
     columns = {"sparsity": scores.sparsity_scores(main), "flip rate": scores.flip_rates(main)}
     return kernel_table("1 layer, 1 head", {name: by_type(main, values) for name, values in columns.items()})
 
 
-def effect_of_normalising(runs: pd.DataFrame, values: pd.Series, label: str) -> str:
-    """Mean over seeds of a kernel's value with normalisation less the one without, for each seed."""
+def effects_of_normalising_in(runs: pd.DataFrame, values: pd.Series) -> str:
+    """For each kernel its value with normalisation less the one without: mean over seeds that have both."""
     table = runs.loc[values.index, ["attention_type", "seed"]].assign(value=values)
     by_seed = table.pivot_table(index="seed", columns="attention_type", values="value")
-    normalised, other = (
-        next(n for n, k in ATTENTION.items() if k.label == label and k.normalised == how) for how in (True, False)
-    )
-    return interval(*mean_interval((by_seed[normalised] - by_seed[other]).dropna().to_numpy()), sign="+")
+    parts = []
+    for name, kind in ATTENTION.items():
+        twins = [other for other, k in ATTENTION.items() if k.label == kind.label and not k.normalised]
+        if kind.normalised and twins and {name, *twins} <= set(by_seed):
+            difference = (by_seed[name] - by_seed[twins[0]]).dropna().to_numpy()
+            parts += [f"{kind.label} {interval(*mean_interval(difference), sign='+')}"] if len(difference) else []
+    return ", ".join(parts)
 
 
 def entropy_fall(runs: pd.DataFrame, attention_type: str, layer: int) -> str:
@@ -81,26 +101,41 @@ def entropy_fall(runs: pd.DataFrame, attention_type: str, layer: int) -> str:
     return f"{line['mean'].iloc[0]:.2f} → {interval(*line.iloc[-1])}"
 
 
-# What was measured of each claim of Section 4, as the README says it.
+# What was measured of each claim of Section 4, as the README says it; LogError where no run says anything.
+
+
+def of_types(table: pd.DataFrame, names: Iterable[str]) -> str:
+    """Attention types and their means in a table `by_type`: softmax 1.00, …"""
+    if missing := [name for name in names if name not in table.index]:
+        raise LogError(f"no run of {missing[0]} to measure this by")
+    return ", ".join(f"{name} {interval(*table.loc[name].iloc[:3])}" for name in names)
 
 
 def sinks_by_type(runs: pd.DataFrame) -> str:
     main = induction_main(runs)
-    table = by_type(main, scores.sink_shares(main))
-    cells = (f"{name} {interval(*table.loc[name].iloc[:3])}" for name in ("softmax", "sigmoid_unnorm"))
-    return f"share of heads: {', '.join(cells)}"
+    return f"share of heads: {of_types(by_type(main, scores.sink_shares(main)), ('softmax', 'sigmoid_unnorm'))}"
 
 
 def effects_of_normalising(runs: pd.DataFrame) -> str:
     main = induction_main(runs)
-    published, magnitudes = (
-        ", ".join(f"{label} {effect_of_normalising(main, values, label)}" for label in labels)
-        for labels, values in (
-            (("sigmoid", "elu · elu", "elu", "linear", "mlp"), scores.sink_shares(main)),
-            (("linear", "mlp"), scores.sink_shares(main, score="mag_attn_bos_global")),
-        )
+    sinks, attention = (
+        effects_of_normalising_in(main, values)
+        for values in (scores.sink_shares(main), scores.first_token_shares(main))
     )
-    return f"change of the share: {published}; by shares of abs(w): {magnitudes}"
+    return f"change of the share of sinks: {sinks}; of BOS's mean share of abs(w): {attention}"
+
+
+def without_auxiliary_loss(runs: pd.DataFrame) -> str:
+    group = select(runs, task="induction", aux_loss_weight=0.0, attention_type="softmax")
+    heads = group[scores.head_columns(group, "rel_attn_bos_global", layer=1)].to_numpy()
+    names = scores.head_columns(group, "attn_entropy", 1, HISTORY)
+    entropy = np.array([[values[-1] for values in run] for run in group[names].to_numpy()])
+    if not len(group):
+        raise LogError("no run of softmax with aux_loss_weight 0 to measure this by")
+    return (
+        f"{len(group)} runs, {(heads > scores.SINK).sum()} of {heads.size} heads are sinks; sink scores "
+        f"{heads.min():.2f} to {heads.max():.2f}, entropy at the end {entropy.min():.2f} to {entropy.max():.2f}"
+    )
 
 
 def learned(runs: pd.DataFrame) -> str:
@@ -115,19 +150,18 @@ def learned(runs: pd.DataFrame) -> str:
 
 def sparsity_without_need(runs: pd.DataFrame) -> str:
     main = classification_main(runs)
-    table = by_type(main, scores.sparsity_scores(main))
-    cells = (f"{name} {interval(*table.loc[name].iloc[:3])}" for name in ("softmax", "uniform"))
+    shown = of_types(by_type(main, scores.sparsity_scores(main)), ("softmax", "uniform"))
     uniform = main.loc[main["attention_type"] == "uniform", "eval/acc"]
-    return f"sparsity score: {', '.join(cells)}, whose accuracy is {uniform.mean():.3f} all the same"
+    return f"sparsity score: {shown}, whose accuracy is {uniform.mean():.3f} all the same"
 
 
 def flips_by_size(runs: pd.DataFrame) -> str:
     group = select(runs, task="classification", vocab_size=41, lr=1e-3, attention_type="softmax")
     parts = []
     for (layers, heads), part in group.groupby(["num_layers", "num_heads"]):
-        rate = interval(*by_type(part, scores.flip_rates(part)).iloc[0, :3])
-        parts.append(f"{layers} × {heads} {rate}")
-    return f"flip rate of softmax, layers × heads: {', '.join(parts)}"
+        rate = by_type(part, scores.flip_rates(part)).iloc[0]
+        parts.append(f"{layers} × {heads} {interval(*rate.iloc[:3])} ({rate['runs']:.0f} runs)")
+    return f"flip rate of softmax at vocabulary 41, lr 1e-3, layers × heads: {', '.join(parts)}"
 
 
 def entropies(runs: pd.DataFrame) -> str:
@@ -146,18 +180,26 @@ MEASURED = {
     "d": sparsity_without_need,
     "e": flips_by_size,
     "f": entropies,
+    "aux 0": without_auxiliary_loss,
 }
 
 
 def main(arguments: list[str]) -> int:
+    if len(arguments) > 1 or "--help" in arguments:
+        print("usage: python -m src.claims [SOURCE]", file=sys.stderr)
+        return 2
     try:
         runs = load_runs(*arguments or [COMMITTED], history=True)
-        print(sink_table(runs), sparsity_table(runs), sep="\n\n", end="\n\n")
-        for claim, measure in MEASURED.items():
-            print(f"({claim}) {measure(runs)}")
+        scores.require_columns(runs, ["task", "state", "attention_type", "seed"])
     except LogError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
+    tables = {"sinks": sink_table, "settings": settings_table, "sparsity": sparsity_table}
+    for name, measure in (tables | MEASURED).items():
+        try:
+            print(f"({name})", measure(runs), sep="\n\n" if name in tables else " ", end="\n\n")
+        except LogError as error:
+            print(f"({name}) {error}")
     return 0
 
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from src import scores
 from src.attention import ATTENTION
-from src.runs import HISTORY
+from src.runs import HISTORY, LogError
 
 COLUMN, PAGE = 3.25, 6.75  # widths in inches: one column of the paper, and both
 FOLDER = Path(__file__).parents[1] / "visualizations" / "fig"
@@ -73,7 +73,7 @@ LABELS = {
     "eval/loss": "loss",
     "eval/acc": "accuracy",
     "eval/acc_induction": "accuracy",
-    "attn_entropy": "attention entropy",
+    "attn_entropy": "normalised entropy",
 }
 PUBLISHED_TYPES = [name for name in ATTENTION if name != "uniform"]
 
@@ -100,9 +100,9 @@ def draw_bars(axes: Axes, runs: pd.DataFrame, values: pd.Series, types: Sequence
         if bar["seeds"] > 1:
             below, above = bar["mean"] - bar["low"], bar["high"] - bar["mean"]
             axes.errorbar(x, bar["mean"], [[below], [above]], color="black", linewidth=0.8, capsize=1.5)
-        axes.annotate(f"{bar['runs']:.0f}", (x, 1.03), ha="center", fontsize=5, color="grey")
+        axes.annotate(f"{bar['runs']:.0f}", (x, 1.08), ha="center", fontsize=4, color="grey")
     axes.set_xticks(range(len(kernels)), kernels)
-    axes.set(xlim=(-0.6, len(kernels) - 0.4), ylim=(0, 1.1))
+    axes.set(xlim=(-0.6, len(kernels) - 0.4), ylim=(0, 1.2))
     axes.set_yticks([0, 0.5, 1])
 
 
@@ -133,12 +133,13 @@ def bar_figure(
         axes.set_visible(False)
     for axes, (values, group), of_runs in zip(grid.flat, groups, measured, strict=False):
         draw_bars(axes, group, of_runs, types)
-        if by:
-            title = textwrap.fill(panel_title(by, values), 120 // columns - 5)
+        if by and len(values):
+            title = textwrap.fill(panel_title(by, values), 120 // columns - 4)
             axes.set_title(title, fontsize=7 if columns < 4 else 6, pad=3)
-    if columns > 2:
-        for axes in grid[-1]:
-            axes.tick_params(axis="x", rotation=50)
+    for axes in grid.flat[max(0, len(groups) - columns) : len(groups)]:  # the lowest of each column
+        axes.tick_params(axis="x", labelbottom=True)
+        if columns > 2:
+            plt.setp(axes.get_xticklabels(), rotation=50, ha="right", rotation_mode="anchor")
     if num_rows == 1:
         grid[0, 0].set_ylabel(label)
     else:
@@ -147,17 +148,23 @@ def bar_figure(
         name = "normalised" if normalised else "not normalised"
         grid[0, 0].bar(np.nan, np.nan, color="grey" if normalised else "white", edgecolor="grey", label=name)
     figure.legend(loc="outside upper center", ncols=2)
-    add_note(figure, f"number of runs; {rule}", runs.drop(columns=list(by)))
+    pooled = runs.loc[[place for values in measured for place in values.index]]
+    add_note(figure, f"number of runs; {rule}", pooled.drop(columns=list(by)))
     return figure
 
 
 def add_note(figure: Figure, rest: str, runs: pd.DataFrame) -> None:
     """A line below the figure: what its means and intervals are over."""
     note = f"Mean, 95% bootstrap interval over seeds, {rest}. Pooled: {scores.what_varies(runs)}"
-    rates = set(runs["lr"]) if "lr" in runs else set()
-    if len(rates) == 1:
-        note += f"; lr {rates.pop():g}"
+    fixed = {name: set(runs[name]) for name in ("lr", "num_layers", "num_heads") if name in runs}
+    note += "".join(f"; {name} {values.pop():g}" for name, values in fixed.items() if len(values) == 1)
     figure.supxlabel(textwrap.fill(note, int(23 * figure.get_figwidth())), fontsize=5.5, color="grey")
+
+
+def require_runs(runs: pd.DataFrame, what: str) -> None:
+    """LogError where a figure that has no place for crosses has no run to show."""
+    if not len(runs):
+        raise LogError(f"no run to draw {what} of; train some, or name another source")
 
 
 def panel_title(fields: Sequence[str], values: Sequence[Any]) -> str:
@@ -167,10 +174,12 @@ def panel_title(fields: Sequence[str], values: Sequence[Any]) -> str:
     words |= {("shift_query_token", True): "shift", ("shift_query_token", False): "no shift"}
     words |= {("positional_type", "no"): "no positions"}
     names = {"aux_loss_weight": "aux", "positional_type": "positions"}
-    return ", ".join(
-        words.get((field, value), f"{names.get(field, field)} {value}")
-        for field, value in zip(fields, values, strict=True)
-    )
+    parts = []
+    for field, value in zip(fields, values, strict=True):
+        shown = f"{value:g}" if isinstance(value, float) else value
+        part = words.get((field, value), f"{names.get(field, field)} {shown}")
+        parts.append(part.replace(" ", "\N{NO-BREAK SPACE}"))  # lines break between parts alone
+    return ", ".join(parts)
 
 
 # Induction (Section 4.1)
@@ -239,14 +248,18 @@ def attention_map(weights: np.ndarray, names: Sequence[str]) -> Figure:
 
 
 def attention_maps(models: dict[str, np.ndarray], names: Sequence[str]) -> Figure:
-    """The heads (H, T, T) of each model, by name, on one sequence side by side, with the scale of colours."""
+    """The heads (H, T, T) of each model, by attention type, on one sequence side by side, with the scale of colours."""
     num_heads = max(map(len, models.values()))
     figure, grid = plt.subplots(len(models), num_heads, figsize=(PAGE, 1.62 * len(models)), squeeze=False)
     for row, (title, heads) in zip(grid, models.items(), strict=True):
         for head, (axes, weights) in enumerate(zip(row, heads, strict=True)):
             draw_map(axes, weights, names)
             axes.set_title(f"head {head}", fontsize=6, pad=2)
-        row[0].set_ylabel(title)
+        kind = ATTENTION[title]
+        suffix = "" if kind.normalised else ",\nnot normalised"
+        row[0].set_ylabel(f"{kind.label}{suffix}\nquery")
+    for axes in grid[-1]:
+        axes.set_xlabel("key", fontsize=6)
     figure.colorbar(grid[0, 0].collections[0], ax=grid, shrink=0.5, label="attention weight", extend="both", aspect=30)
     return figure
 
@@ -279,6 +292,7 @@ def flip_rate_by_size(runs: pd.DataFrame) -> Figure:
     """Flip rate against the number of heads, a panel for each number of layers, by attention type: mean and
     interval over seeds."""
     scores.require_columns(runs, ["num_layers", "num_heads", "attention_type", "seed"])
+    require_runs(runs, "flip rates by size")
     layers = sorted(runs["num_layers"].unique())
     figure, grid = plt.subplots(1, len(layers), figsize=(PAGE, 2.5), sharey=True, squeeze=False)
     for axes, num_layers in zip(grid[0], layers, strict=True):
@@ -309,7 +323,7 @@ def sample_tracking(rows: np.ndarray, tokens: np.ndarray) -> Figure:
             cls = place == tokens.shape[1] - 1
             colour = "black" if cls else plt.colormaps["tab10"](place % 10)
             axes.plot(steps, rows[:, label, place], color=colour, linewidth=1, label="CLS" if cls else str(token))
-        axes.set(xscale="log", xlabel="training step", ylim=(0, 1), title=f"label {label}")
+        axes.set(xscale="log", xlabel="training step", ylim=(-0.02, 1.02), title=f"label {label}")
         axes.legend(title="token", fontsize=5, title_fontsize=5, loc="center right", ncols=2)
     grid[0].set_ylabel("attention of CLS")
     return figure
@@ -323,7 +337,8 @@ def draw_line(axes: Axes, attention_type: str, line: pd.DataFrame) -> None:
     kind = ATTENTION[attention_type]
     style = "-" if kind.normalised else "--"
     label = kind.label + ("" if kind.normalised or kind.label == "softmax" else ", not normalised")
-    axes.plot(line.index, line["mean"], style, color=KERNEL_COLOURS[kind.label], label=label)
+    markers = {"marker": "o", "markersize": 2.5} if len(line) < 5 else {}
+    axes.plot(line.index, line["mean"], style, **markers, color=KERNEL_COLOURS[kind.label], label=label)
     axes.fill_between(line.index, line["low"], line["high"], color=KERNEL_COLOURS[kind.label], alpha=0.2, linewidth=0)
 
 
@@ -337,6 +352,7 @@ def training_curves(runs: pd.DataFrame, metrics: Sequence[str] = ("eval/loss", "
         if metric.endswith("loss"):
             axes.set_yscale("log")
     axes.set_xlabel("training step")
+    add_note(figure, "all runs", runs)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
@@ -348,6 +364,8 @@ def polarization(runs: pd.DataFrame) -> Figure:
     runs: of one task, with histories.
     """
     scores.require_columns(runs, [HISTORY + "step", "num_layers", "attention_type", "seed"])
+    runs = runs[runs[HISTORY + "step"].map(np.ndim) == 1]
+    require_runs(runs, "polarization over training")
     kernels = [k for k in KERNEL_COLOURS if k != "uniform"]
     layers = range(int(runs["num_layers"].max()))
     size = (PAGE, 0.7 + 1.2 * len(layers))
@@ -362,10 +380,11 @@ def polarization(runs: pd.DataFrame) -> Figure:
         if layer == 0:
             axes.set_title(kernel, pad=3)
         if kernel == kernels[0]:
-            axes.set_ylabel(f"layer {layer}" if len(layers) > 1 else "entropy")
-    figure.supxlabel("training step", fontsize=8)
+            axes.set_ylabel(f"layer {layer}" if len(layers) > 1 else "normalised entropy")
+    grid[-1, len(kernels) // 2].set_xlabel("training step")
+    add_note(figure, "all runs", runs)
     if len(layers) > 1:
-        figure.supylabel("attention entropy", fontsize=8)
+        figure.supylabel("normalised entropy of attention", fontsize=8)
     lines = [plt.Line2D([], [], color="grey", linestyle=style) for style in ("-", "--")]
     figure.legend(lines, ["normalised", "not normalised"], loc="outside upper center", ncols=2)
     return figure

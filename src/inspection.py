@@ -1,6 +1,7 @@
 """Look inside models: trained ones that are kept, and attention rows while a model trains."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -26,17 +27,21 @@ def held_out(config: RunConfig) -> tuple[Tensor, Tensor]:
 def trained(config: RunConfig, folder: Path | str = MODELS) -> tuple[Transformer, dict[str, float]]:
     """The trained model of a run and the run's summary: from `folder` if it is kept there, else trained now
     (minutes for the paper's induction runs) and kept. Delete the file to train it again."""
-    path = Path(folder) / f"{config.task}_{config.attention_type}_{config.hash}.safetensors"
-    if path.exists():
-        model = build_model(config)
-        model.load_state_dict(load_file(path))
+    folder = Path(folder)
+    for path in folder.glob(f"{config.task}_{config.attention_type}_*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            return model, json.loads(file.metadata()["summary"])
+            about = file.metadata()
+        # not by the hash in its name: a field that RunConfig has got since has its default
+        if RunConfig.from_dict(json.loads(about["config"])) == config:
+            model = build_model(config)
+            model.load_state_dict(load_file(path))
+            return model, json.loads(about["summary"])
     prepare_process()
     model, summary = train(config, observers=[ProgressBar(config)])
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     about = {"config": json.dumps(config.to_dict()), "summary": json.dumps(summary), "code": str(git_commit())}
-    unfinished = path.with_suffix(".part")
+    path = folder / f"{config.task}_{config.attention_type}_{config.hash}.safetensors"
+    unfinished = path.with_suffix(f".{os.getpid()}.part")
     save_file(model.state_dict(), unfinished, about)
     unfinished.replace(path)
     return model, summary

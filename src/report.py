@@ -1,6 +1,7 @@
 """What train.py says at the end: tables, and the pictures of a sweep."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pandas as pd
 
 from src import figures, scores
 from src.config import RunConfig
+from src.runs import LogError
 from src.tasks import TASKS
 
 
@@ -50,7 +52,8 @@ def of_sweep(runs: pd.DataFrame) -> str:
     runs = runs.assign(accuracy=runs.reindex(columns=[task.accuracy for task in TASKS.values()]).max(axis=1))
     for task, group in runs[runs["state"] == "finished"].groupby("task"):
         for name, score in SCORES[task].items():
-            runs.loc[group.index, name] = score(group)
+            with suppress(LogError):  # runs that lack what it is of: a second layer
+                runs.loc[group.index, name] = score(group)
     groups = runs.groupby(["task", "attention_type"], sort=False)
     measured = ["accuracy", *(name for own in SCORES.values() for name in own), "seconds"]
     table = groups[[name for name in measured if name in runs]].mean()
@@ -68,6 +71,7 @@ def save_figures(runs: pd.DataFrame, title: str, folder: Path | str | None = Non
         kind = {"induction": "sink_share", "classification": "sparsity"}[task]
         types = [name for name in figures.PUBLISHED_TYPES if name in set(group["attention_type"])]
         curves = figures.training_curves(group, ("eval/loss", TASKS[task].accuracy, "attn_entropy"))
-        paths += figures.save(bars(group, types=types), f"{title}_{kind}", folder)
+        with suppress(LogError):
+            paths += figures.save(bars(group, types=types), f"{title}_{kind}", folder)
         paths += figures.save(curves, f"{title}_{task}_training", folder)
     return paths

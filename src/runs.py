@@ -78,13 +78,13 @@ class RunLog:
             self.db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
             self._prepare()
         except (sqlite3.Error, OSError) as error:
-            raise LogError(f"cannot open the run log {self.path} ({error}); choose another file with --log") from error
+            raise LogError(f"cannot open the run log {self.path} ({error}); name another file") from error
 
     def _prepare(self) -> None:
         (application,) = self.db.execute("PRAGMA application_id").fetchone()
         (tables,) = self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if application != APPLICATION_ID and tables:
-            raise LogError(f"{self.path} is a database of something else; choose another file with --log")
+            raise LogError(f"{self.path} is a database of something else; name another file")
         self.db.execute("PRAGMA journal_mode = WAL")
         self.db.execute("PRAGMA synchronous = NORMAL")  # safe against a killed process
         with self._transaction():

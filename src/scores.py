@@ -76,6 +76,11 @@ def accuracies(runs: pd.DataFrame, metric: str = "eval/acc_induction") -> pd.Ser
     return runs[metric].dropna()
 
 
+def first_token_shares(runs: pd.DataFrame) -> pd.Series:
+    """Of each induction run, the mean over its second layer's heads of BOS's share of the sum of |w|."""
+    return runs[head_columns(runs, "mag_attn_bos_global", layer=1)].mean(axis=1).dropna()
+
+
 # Over runs
 
 
@@ -86,7 +91,8 @@ def mean_interval(
 
     Seeds (runs,), not runs, are resampled: runs of one seed share their data, whatever else differs. By
     default every run has its own. As in rliable (Agarwal et al., 2021) the interval stays within the values
-    seen; it is a point for a single seed, which says nothing of the spread.
+    seen, so that of few seeds it covers the true mean less often than `level` (of normal values: 84% for 5
+    seeds, 75% for 3); it is a point for a single seed, which says nothing of the spread.
     """
     values = np.asarray(values, dtype=float)
     _, member = np.unique(np.arange(len(values)) if seeds is None else seeds, return_inverse=True)
@@ -114,6 +120,9 @@ def curve(runs: pd.DataFrame, metric: str, layer: int | None = None) -> pd.DataF
     (`attn_entropy`), whose mean over heads, of a layer or of all, it then is.
     """
     columns = [HISTORY + metric] if HISTORY + metric in runs else head_columns(runs, metric, layer, HISTORY)
+    runs = runs[runs[HISTORY + "step"].map(np.ndim) == 1]
+    if not len(runs):
+        raise LogError(f"no run has a history of {metric}; load the runs with history=True")
     points = []
     for _, run in runs.iterrows():
         mean = np.mean([values for values in run[columns] if np.ndim(values)], axis=0)

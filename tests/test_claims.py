@@ -43,9 +43,19 @@ def test_runs_that_solve_the_task_are_counted_by_learning_rate():
 
 
 def test_the_effect_of_normalising_is_a_mean_over_pairs_of_a_seed():
-    runs = induction_runs({"sigmoid_norm": [0.95, 0.95, 0.1], "sigmoid_unnorm": [0.1, 0.1, 0.1, 0.95]})
-    values = claims.scores.sink_shares(claims.induction_main(runs))
-    assert claims.effect_of_normalising(runs, values, "sigmoid") == "+0.67 [+0.00, +1.00]"  # seed 3 has no pair
+    scores = {"sigmoid_norm": [0.95, 0.95, 0.1], "sigmoid_unnorm": [0.1, 0.1, 0.1, 0.95], "mlp_norm": [0.95]}
+    runs = claims.induction_main(induction_runs(scores))
+    effects = claims.effects_of_normalising_in(runs, claims.scores.sink_shares(runs))
+    assert effects == "sigmoid +0.67 [+0.00, +1.00]"  # seed 3 has no pair, mlp no other run
+
+
+def test_settings_show_what_was_not_solved_and_what_was_not_run():
+    one = induction_runs({"softmax": [0.95]})
+    unsolved = one.assign(aux_loss_weight=0.0, **{"eval/acc_induction": 0.5})
+    lines = claims.settings_table(pd.concat([one, unsolved], ignore_index=True)).replace("\N{NO-BREAK SPACE}", " ")
+    assert "| aux 0.2, shift, positions add | 1.00 |" in lines
+    assert "| aux 0, shift, positions add | – |" in lines
+    assert "| aux 0, no shift, positions add |  |" in lines
 
 
 def test_a_table_has_a_row_for_each_kernel_and_leaves_blank_what_was_not_run():
@@ -68,15 +78,23 @@ def test_the_readme_says_what_the_committed_runs_say():
     for claim, measure in claims.MEASURED.items():
         assert f"({claim})" in readme
         assert measure(runs) in readme
-    assert claims.sink_table(runs) in readme
-    assert claims.sparsity_table(runs) in readme
+    for table in (claims.sink_table, claims.settings_table, claims.sparsity_table):
+        assert table(runs) in readme
+
+
+def test_what_no_run_says_is_said(tmp_path, capsys):
+    induction_runs({"sigmoid_norm": [0.95]}).to_parquet(tmp_path / "runs.parquet")
+    assert claims.main([str(tmp_path / "runs.parquet")]) == 0
+    out = capsys.readouterr().out
+    assert "(a) no run of softmax to measure this by" in out
+    assert "| sigmoid | 1.00 |" in out
 
 
 @pytest.mark.parametrize(("source", "words"), [("nowhere.parquet", "nowhere.parquet"), ("empty.parquet", "empty")])
 def test_a_source_without_runs_is_one_sentence(source, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     pd.DataFrame().to_parquet("empty.parquet")
-    assert claims.main([source]) == 1
+    assert claims.main([source]) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ")
     assert words in message

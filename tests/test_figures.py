@@ -72,7 +72,7 @@ def test_the_rule_of_selection_is_an_argument_and_stands_below(induction):
 
 def test_a_panel_for_each_value(induction):
     figure = figures.sink_proportions(induction, by=["lr"])
-    assert [axes.get_title() for axes in figure.axes] == ["lr 0.001", "lr 0.01"]
+    assert [axes.get_title() for axes in figure.axes] == ["lr\N{NO-BREAK SPACE}0.001", "lr\N{NO-BREAK SPACE}0.01"]
     assert heights(figure.axes[1]) == [0.5]
 
 
@@ -81,6 +81,21 @@ def test_no_run_gives_crosses_and_a_warning(induction):
     with pytest.warns(UserWarning, match="no run for “heads with sink score > 0.9”"):
         figure = figures.sink_proportions(nobody)
     assert len(crosses(figure.axes[0])) == len(figures.PUBLISHED_TYPES)
+    with pytest.warns(UserWarning, match="no run for"):
+        figures.sink_proportions(nobody, by=["lr"], columns=3)
+
+
+def test_lines_need_a_run(induction):
+    with pytest.raises(LogError, match="no run to draw flip rates by size of"):
+        figures.flip_rate_by_size(induction.assign(num_layers=2, num_heads=4)[:0])
+    without = induction.assign(num_layers=2, **{"history/step": None})
+    with pytest.raises(LogError, match="no run to draw polarization over training of"):
+        figures.polarization(without)
+
+
+def test_the_note_is_of_the_runs_in_the_bars(induction):
+    unsolved = induction.assign(**{"eval/acc_induction": np.where(induction["lr"] == 0.01, 0.2, 1.0)})
+    assert note(figures.sink_proportions(unsolved)).endswith("lr 0.001")
 
 
 def test_a_missing_column_is_named(induction):

@@ -16,6 +16,7 @@ def test_a_model_is_trained_once_and_then_kept(tmp_path, monkeypatch):
     (file,) = tmp_path.iterdir()
     assert file.name == f"induction_sigmoid_norm_{config.hash}.safetensors"
     monkeypatch.setattr(inspection, "train", None)  # would fail if called
+    file.rename(tmp_path / "induction_sigmoid_norm_of_older_code.safetensors")
     again, summary_again = trained(config, tmp_path)
     assert summary_again == summary
     inputs, _ = held_out(config)
@@ -58,7 +59,8 @@ def test_tokens_in_words():
     assert token_names(torch.tensor([0, 7, 3, 57]), vocab_size=50) == ["BOS", "7", "3", "7?"]
 
 
-def test_the_models_of_the_notebook_are_committed():
+def test_the_models_of_the_notebook_are_committed(monkeypatch):
+    monkeypatch.setattr(inspection, "train", None)  # would fail if called
     from src.config import RunConfig
 
     for attention_type, positions in [
