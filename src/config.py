@@ -69,7 +69,7 @@ class RunConfig:
         aux_loss_weight: Weight of the loss at the positions before the last (induction).
         shift_query_token: Whether the query is a token of its own (induction).
         num_labels: Groups of tokens (classification).
-        precision: Arithmetic of training: float32, or bf16 by autocast.
+        precision: Arithmetic of training: float32, tf32 (float32 whose products a GPU rounds), or bf16 by autocast.
     """
 
     task: Literal["induction", "classification"] = "induction"
@@ -91,7 +91,7 @@ class RunConfig:
     aux_loss_weight: float | None = None
     shift_query_token: bool | None = None
     num_labels: int | None = None
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
 
     def __post_init__(self):
         for name in FIELDS:

@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 # Linux's malloc parameters (malloc.h); no other C library knows them.
@@ -40,38 +40,34 @@ def _has_onednn() -> bool:
 ONEDNN = _has_onednn()
 
 
-class _OneDNNLinear(torch.autograd.Function):
+class OneDNNLinear(torch.autograd.Function):
+    """`x @ weight.T + bias` for a stack of one: x (1, M, K), weight (1, N, K), bias (1, N) to (1, M, N)."""
+
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return _product(x[0], weight[0], bias[0])[None]
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, weight = ctx.saved_tensors  # (M, K), (N, K); grad (M, N)
-        grad_x = _product(grad, weight.t(), None) if ctx.needs_input_grad[0] else None
+        (x,), (weight,) = ctx.saved_tensors  # (M, K), (N, K)
+        (grad,) = grad  # (M, N)
+        grad_x = _product(grad, weight.t(), None)[None] if ctx.needs_input_grad[0] else None
         # oneDNN copies its transposed left operand: let that be the smaller one.
         if grad.shape[1] <= x.shape[1]:
             grad_weight = _product(grad.t(), x.t(), None)
         else:
             grad_weight = _product(x.t(), grad.t(), None).t()
-        return grad_x, grad_weight, grad.sum(0)
+        return grad_x, grad_weight[None], grad.sum(0)[None]
 
 
-class Linear(nn.Linear):
-    """nn.Linear over rows, x (M, in) to (M, out), by oneDNN where that applies.
+def onednn_applies(x: Tensor) -> bool:
+    """Whether the product of rows x (S, N, C) is one of those for which oneDNN is used: float32 on the CPU, for
+    a stack of one.
 
     torch multiplies float32 matrices on the CPU with MKL, which leaves AVX-512 unused on processors not made
-    by Intel: oneDNN was measured at 2.3 times MKL's rate on an AMD EPYC, with the same accuracy. Elsewhere (a
-    GPU, other types, autocast, function transforms) this is nn.Linear itself.
+    by Intel: oneDNN was measured at 2.3 times MKL's rate on an AMD EPYC, with the same accuracy.
     """
-
-    def forward(self, x: Tensor) -> Tensor:
-        plain = (
-            not ONEDNN
-            or x.is_cuda
-            or x.dtype != torch.float32
-            or torch.is_autocast_enabled("cpu")
-            or torch._C._functorch.maybe_current_level() is not None
-        )
-        return super().forward(x) if plain else _OneDNNLinear.apply(x, self.weight, self.bias)
+    return (
+        ONEDNN and len(x) == 1 and not x.is_cuda and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    )

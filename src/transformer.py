@@ -1,92 +1,107 @@
-"""The transformer of both tasks: pre-norm blocks whose attention type is a choice.
+"""The transformer of both tasks: pre-norm blocks whose attention type is a choice; S models as one stack.
+
+A model is a stack: S models of one shape that share nothing, their parameters side by side (src/layers.py). A
+single model is a stack of one.
 
 Nothing is computed twice, and nothing that no output needs:
 
 - Before the first block a position's state is a function of its token (and place); after a causal block, of
-  the tokens up to it. So states are kept as rows, one for each distinct such thing in the batch, and an
-  `index` says which row stands where.
+  the tokens up to it. So states are kept as rows, one for each distinct such thing in the member's batch, and
+  an `index` says which row stands where.
 - A block has queries, and everything after them, only at the positions that somebody reads: the last block
   only at those that reach the loss.
 
 Both are exact: the same sums, over fewer rows.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from src.attention import ATTENTION
-from src.cpu import Linear
+from src.layers import Embedding, LayerNorm, Linear, rows_at
 
 MAX_POSITIONS = 512
 EVERYWHERE = slice(None)
 
 
 def distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each distinct id of `ids` (B, T) stands first, (N,) in the flattened ids, and the index (B, T)
-    of the one that stands at each place.
+    """Where each distinct id of a member's `ids` (S, B, T) stands first, (S, N) in its flattened ids, and the
+    index (S, B, T) of the one that stands at each place.
 
-    N is rounded up to a multiple of 16 by rows that stand nowhere: oneDNN prepares its products anew for
-    each size that it meets, which costs more than those rows.
+    N is the largest number of any member, rounded up to a multiple of 16, by rows that stand nowhere: oneDNN
+    prepares its products anew for each size that it meets, which costs more than those rows. They are rows of
+    the member itself, which no other member's infinities reach.
     """
-    values, index = ids.unique(return_inverse=True)
-    places = torch.arange(ids.numel(), device=ids.device)
-    first = places.new_full((len(values),), ids.numel())
+    S, device = len(ids), ids.device
+    members = torch.arange(S, device=device)
+    own = ids.flatten(1) + members[:, None] * (ids.max() + 1) if S > 1 else ids.flatten(1)
+    values, index = own.unique(return_inverse=True)  # sorted, so that those of a member follow each other
+    places = torch.arange(own.shape[1], device=device).repeat(S)
+    first = places.new_full((len(values),), len(places))
     first.scatter_reduce_(0, index.flatten(), places, "amin")
-    return F.pad(first, (0, -len(first) % 16)), index
+    if S == 1:
+        return F.pad(first, (0, -len(first) % 16))[None], index.view(ids.shape)
+    start = index.amin(1)  # (S,), the first of a member's values
+    counts = index.amax(1) + 1 - start
+    N = int(counts.max())
+    padded = first.new_zeros(S, N + -N % 16)
+    member = torch.repeat_interleave(members, counts)
+    padded[member, torch.arange(len(values), device=device) - start[member]] = first
+    return padded, (index - start[:, None]).view(ids.shape)
 
 
 def every(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """As `distinct`, for ids (B, T) that all differ, whatever they are."""
-    places = torch.arange(ids.numel(), device=ids.device)
-    return places, places.view(ids.shape)
+    """As `distinct`, for ids (S, B, T) that all differ, whatever they are."""
+    places = torch.arange(ids[0].numel(), device=ids.device)
+    return places.expand(len(ids), -1), places.view(ids.shape[1:]).expand(ids.shape)
 
 
 def prefix_ids(tokens: Tensor) -> Tensor:
-    """Ids (B, T), equal at a place where two sequences of `tokens` (B, T) are equal up to that place."""
-    B, T = tokens.shape
+    """Ids (S, B, T), equal at a place where two sequences of a member's `tokens` (S, B, T) are equal up to
+    that place."""
+    S, B, T = tokens.shape
     num_tokens = int(tokens.max()) + 1
-    prefix, num_prefixes = tokens.new_zeros(B), 1
-    ids = torch.empty_like(tokens)
+    prefix, num_prefixes = torch.arange(S, device=tokens.device).repeat_interleave(B), S
+    columns = []
     for t in range(T):
-        if num_prefixes < B:  # else all differ already
-            values, prefix = (prefix * num_tokens + tokens[:, t]).unique(return_inverse=True)
+        if num_prefixes < S * B:  # else all differ already
+            values, prefix = (prefix * num_tokens + tokens[:, :, t].flatten()).unique(return_inverse=True)
             num_prefixes = len(values)
-        ids[:, t] = t * B + prefix
-    return ids
+        columns.append(t * S * B + prefix)
+    return torch.stack(columns, dim=-1).view(S, B, T)
 
 
 def gather(layer: Callable[[Tensor], Tensor], x: Tensor, index: Tensor) -> Tensor:
-    """`layer` of the rows of x (N, C) that stand at `index` (B, T): (B, T, C'), each row computed once."""
-    places = index.flatten()
-    rows = layer(x).index_select(0, places) if len(x) <= len(places) else layer(x.index_select(0, places))
+    """`layer` of the rows of x (S, N, C) that stand at `index` (S, B, T): (S, B, T, C'), each computed once."""
+    places = index.flatten(1)
+    rows = rows_at(layer(x), places) if x.shape[1] <= places.shape[1] else layer(rows_at(x, places))
     return rows.view(*index.shape, -1)
 
 
-def mlp(dim: int) -> nn.Sequential:
+def mlp(members: int, dim: int) -> nn.Sequential:
     """dim → 4 dim → dim, GELU between."""
-    return nn.Sequential(Linear(dim, 4 * dim), nn.GELU(), Linear(4 * dim, dim))
+    return nn.Sequential(Linear(members, dim, 4 * dim), nn.GELU(), Linear(members, 4 * dim, dim))
 
 
 class Attention(nn.Module):
     """Multi-head attention of one type, from distinct rows to the places that are read."""
 
-    def __init__(self, embed_dim: int, num_heads: int, attention_type: str):
+    def __init__(self, members: int, embed_dim: int, num_heads: int, attention_type: str):
         super().__init__()
         self.num_heads, self.head_dim = num_heads, embed_dim // num_heads
         self.type = ATTENTION[attention_type]
-        self.query = Linear(embed_dim, embed_dim)
-        self.key = Linear(embed_dim, embed_dim)
-        self.value = Linear(embed_dim, embed_dim)
-        self.output = Linear(embed_dim, embed_dim)
+        self.query = Linear(members, embed_dim, embed_dim)
+        self.key = Linear(members, embed_dim, embed_dim)
+        self.value = Linear(members, embed_dim, embed_dim)
+        self.output = Linear(members, embed_dim, embed_dim)
         # shared by queries, keys and heads
-        self.feature_map = mlp(self.head_dim) if self.type.feature_map else nn.Identity()
+        self.feature_map = mlp(members, self.head_dim) if self.type.feature_map else nn.Identity()
 
     def features(self, rows: Tensor) -> Tensor:
-        return self.feature_map(rows.view(-1, self.head_dim)).view(rows.shape)
+        return self.feature_map(rows.view(len(rows), -1, self.head_dim)).view(rows.shape)
 
     def queries(self, x: Tensor) -> Tensor:
         return self.features(self.query(x))
@@ -101,58 +116,60 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, index: Tensor, read: slice, wanted: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """x (N, C), index (B, T), mask (R, T) for the R positions of `read`, wanted (M,) of the B · R places:
-        the output (M, C) and the weights (B, H, R, T)."""
-        q = gather(self.queries, x, index[:, read])  # (B, R, C)
+        """x (S, N, C), index (S, B, T), mask (R, T) for the R positions of `read`, wanted (S, M) of the B · R
+        places: the output (S, M, C) and the weights (S, B, H, R, T)."""
+        q = gather(self.queries, x, index[:, :, read])  # (S, B, R, C)
         # The scores against all rows may be smaller than the keys at all places: then score rows.
-        few_rows = self.num_heads * q.shape[1] * len(x) <= index.shape[1] * x.shape[1]
+        few_rows = self.num_heads * q.shape[2] * x.shape[1] <= index.shape[2] * x.shape[2]
         attend = self.attend_to_rows if few_rows else self.attend_to_places
         mixed, weights = attend(q, x, index, mask)
-        return self.output(mixed.index_select(0, wanted)), weights
+        return self.output(rows_at(mixed, wanted)), weights
 
     def attend_to_places(self, q: Tensor, x: Tensor, index: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Values mixed for the queries q (B, R, C), as (B · R, C), and the weights (B, H, R, T)."""
-        k, v = (self.heads(gather(layer, x, index)) for layer in (self.keys, self.value))
+        """Values mixed for the queries q (S, B, R, C), as (S, B · R, C), and the weights (S, B, H, R, T)."""
+        k, v = (self.heads(gather(layer, x, index)) for layer in (self.keys, self.value))  # (S, B, H, T, D)
         weights = self.type.weights(self.heads(q), k, mask)
-        return (weights @ v).transpose(1, 2).flatten(2).flatten(0, 1), weights
+        return (weights @ v).transpose(2, 3).flatten(3).flatten(1, 2), weights
 
     def attend_to_rows(self, q: Tensor, x: Tensor, index: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The same, from the scores and weights of each query on the distinct rows x."""
-        (B, R, _), H = q.shape, self.num_heads
-        k, v = self.heads(self.keys(x)), self.heads(self.value(x))  # (H, N, D)
-        scores = self.type.kernel(self.heads(q.flatten(0, 1)), k)  # (H, B · R, N)
-        places = index[:, None].expand(H, B, R, -1)
-        at_places = scores.view(H, B, R, -1).gather(-1, places)  # (H, B, R, T)
+        (S, B, R, _), H = q.shape, self.num_heads
+        k, v = self.heads(self.keys(x)), self.heads(self.value(x))  # (S, H, N, D)
+        scores = self.type.kernel(self.heads(q.flatten(1, 2)), k)  # (S, H, B · R, N)
+        places = index[:, None, :, None].expand(S, H, B, R, -1)
+        at_places = scores.view(S, H, B, R, -1).gather(-1, places)  # (S, H, B, R, T)
         weights = self.type.normalise(at_places, mask)
-        of_rows = torch.zeros_like(scores).view(H, B, R, -1).scatter_add(-1, places, weights)
-        mixed = of_rows.flatten(1, 2) @ v  # (H, B · R, D)
-        return mixed.transpose(0, 1).flatten(1), weights.transpose(0, 1)
+        of_rows = torch.zeros_like(scores).view(S, H, B, R, -1).scatter_add(-1, places, weights)
+        mixed = of_rows.flatten(2, 3) @ v  # (S, H, B · R, D)
+        return mixed.transpose(1, 2).flatten(2), weights.transpose(1, 2)
 
 
 class Block(nn.Module):
     """`x += attention(LN(x))`, `x += MLP(LN(x))`."""
 
-    def __init__(self, embed_dim: int, num_heads: int, attention_type: str, use_mlp: bool, use_layernorm: bool):
+    def __init__(
+        self, members: int, embed_dim: int, num_heads: int, attention_type: str, use_mlp: bool, use_layernorm: bool
+    ):
         super().__init__()
-        norm = nn.LayerNorm if use_layernorm else nn.Identity
-        self.attention_norm = norm(embed_dim)
-        self.attention = Attention(embed_dim, num_heads, attention_type)
-        self.mlp = nn.Sequential(norm(embed_dim), *mlp(embed_dim)) if use_mlp else None
+        norm = LayerNorm if use_layernorm else nn.Identity
+        self.attention_norm = norm(members, embed_dim)
+        self.attention = Attention(members, embed_dim, num_heads, attention_type)
+        self.mlp = nn.Sequential(norm(members, embed_dim), *mlp(members, embed_dim)) if use_mlp else None
 
     def forward(
         self, x: Tensor, index: Tensor, read: slice, wanted: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Shapes as in `Attention.forward`: the M wanted rows after the block, and the weights."""
         mixed, weights = self.attention(self.attention_norm(x), index, read, wanted, mask)
-        x = x.index_select(0, index[:, read].flatten().index_select(0, wanted)) + mixed
+        x = rows_at(x, index[:, :, read].flatten(1).gather(1, wanted)) + mixed
         return (x if self.mlp is None else x + self.mlp(x)), weights
 
 
 class Transformer(nn.Module):
-    """Tokens to class logits at every position, or at those that are read.
+    """Tokens to class logits at every position, or at those that are read, for each member of a stack.
 
     Sizes and switches as in RunConfig; `causal` hides later tokens. Parameters start as PyTorch's defaults,
-    drawn from `generator`.
+    those of each member drawn from its generator.
     """
 
     def __init__(
@@ -168,27 +185,32 @@ class Transformer(nn.Module):
         positional_type: str,
         use_mlp: bool,
         use_layernorm: bool,
-        generator: Generator,
+        generators: Sequence[Generator],
     ):
         super().__init__()
+        S = len(generators)
         self.causal, self.positional_type = causal, positional_type
         width = embed_dim // 2 if positional_type == "concat" else embed_dim
-        self.token_embedding = nn.Embedding(num_tokens, width)
-        self.position_embedding = None if positional_type == "no" else nn.Embedding(MAX_POSITIONS, width)
+        self.token_embedding = Embedding(S, num_tokens, width)
+        self.position_embedding = None if positional_type == "no" else Embedding(S, MAX_POSITIONS, width)
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, attention_type, use_mlp, use_layernorm) for _ in range(num_layers)
+            Block(S, embed_dim, num_heads, attention_type, use_mlp, use_layernorm) for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(embed_dim) if use_layernorm else nn.Identity()
-        self.head = Linear(embed_dim, num_classes)
-        self.apply(lambda module: initialise(module, generator))
+        self.norm = LayerNorm(S, embed_dim) if use_layernorm else nn.Identity()
+        self.head = Linear(S, embed_dim, num_classes)
+        for module in self.modules():
+            if isinstance(module, Linear | Embedding):
+                module.initialise(generators)
 
     def embed(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings (N, C), one for each distinct token and place, and the index (B, T) of each of `tokens`."""
-        T = tokens.shape[1]
-        if self.position_embedding is None and self.token_embedding.num_embeddings <= tokens.numel():
-            return self.token_embedding.weight, tokens
+        """Embeddings (S, N, C), one for each distinct token and place, and the index (S, B, T) of each of
+        `tokens`."""
+        T = tokens.shape[-1]
+        table = self.token_embedding.weight  # (S, V, C)
+        if self.position_embedding is None and table.shape[1] <= tokens[0].numel():
+            return table, tokens
         first, index = distinct(tokens * T + torch.arange(T, device=tokens.device))
-        x = self.token_embedding(tokens.flatten()[first])
+        x = self.token_embedding(tokens.flatten(1).gather(1, first))
         if self.positional_type == "add":
             x = x + self.position_embedding(first % T)
         elif self.positional_type == "concat":
@@ -196,29 +218,24 @@ class Transformer(nn.Module):
         return x, index
 
     def forward(self, tokens: Tensor, read: slice = EVERYWHERE) -> tuple[Tensor, list[Tensor]]:
-        """tokens (B, T), at most 512 long, to the logits (B, R, classes) at the R positions of `read`.
+        """Each member's tokens (S, B, T), at most 512 long, to its logits (S, B, R, classes) at the R positions
+        of `read`.
 
-        Also returns each block's attention weights: (B, H, T, T), of the last block (B, H, R, T).
+        Also returns each block's attention weights: (S, B, H, T, T), of the last block (S, B, H, R, T). A
+        single model takes tokens (B, T) too, and returns everything without the dimension S.
         """
-        B, T = tokens.shape
+        if tokens.dim() == 2:
+            (logits,), weights = self(tokens[None], read)
+            return logits, [w[0] for w in weights]
+        T = tokens.shape[-1]
         x, index = self.embed(tokens)
         ids = prefix_ids(tokens) if self.causal else None
         mask = torch.ones(T, T, dtype=torch.bool, device=tokens.device).tril() if self.causal else None
         weights = []
         for block in self.blocks:
             at = read if block is self.blocks[-1] else EVERYWHERE
-            wanted, next_index = every(index[:, at]) if ids is None else distinct(ids[:, at])
+            wanted, next_index = every(index[:, :, at]) if ids is None else distinct(ids[:, :, at])
             x, w = block(x, index, at, wanted, None if mask is None else mask[at])
             weights.append(w)
             index = next_index
         return gather(self.head, self.norm(x), index), weights
-
-
-def initialise(module: nn.Module, generator: Generator) -> None:
-    """PyTorch's default start of a Linear or Embedding, from a generator instead of the global state."""
-    if isinstance(module, nn.Linear):
-        bound = 1 / math.sqrt(module.in_features)  # for the weight: kaiming_uniform_ with a = √5
-        nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-        nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-    elif isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, generator=generator)
