@@ -1,7 +1,7 @@
-"""Layers of a stack: S models of one shape, side by side in tensors whose first dimension is the member.
+"""Layers of a stack: S models of one shape, side by side in parameters whose first dimension is the member.
 
-Rows are (S, N, C): N rows of C numbers for each member. A single model is a stack of one, for which each layer is
-torch's own.
+Rows are (S · N, C): N rows of C numbers for each member, those of a member after those of the one before it. A
+single model is a stack of one, for which each layer is torch's own.
 """
 
 import math
@@ -14,16 +14,16 @@ from torch.nn import functional as F
 from src.cpu import OneDNNLinear, onednn_applies
 
 
-def rows_at(x: Tensor, index: Tensor) -> Tensor:
-    """The rows of each member's x (S, N, C) at its own index (S, M): (S, M, C)."""
-    S, N, C = x.shape
-    if S > 1:
-        index = index + N * torch.arange(S, device=index.device)[:, None]
-    return x.flatten(0, 1).index_select(0, index.flatten()).view(S, -1, C)
+def of_members(indices: Tensor, size: int) -> Tensor:
+    """Each member's own indices (S, ...), below `size`, as indices into the members' things one after another."""
+    S = len(indices)
+    if S == 1:
+        return indices
+    return indices + size * torch.arange(S, device=indices.device).view(S, *[1] * (indices.dim() - 1))
 
 
 class Linear(nn.Module):
-    """nn.Linear of each member: x (S, N, in) to (S, N, out)."""
+    """nn.Linear of each member: rows (S · N, inner) to (S · N, outer)."""
 
     def __init__(self, members: int, inner: int, outer: int):
         super().__init__()
@@ -38,15 +38,16 @@ class Linear(nn.Module):
             nn.init.uniform_(bias, -bound, bound, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
+        S = len(self.weight)
+        if S > 1:
+            return torch.baddbmm(self.bias[:, None], x.unflatten(0, (S, -1)), self.weight.mT).flatten(0, 1)
         if onednn_applies(x):
             return OneDNNLinear.apply(x, self.weight, self.bias)
-        if len(x) == 1:
-            return F.linear(x, self.weight.flatten(0, 1), self.bias.flatten())
-        return torch.baddbmm(self.bias[:, None], x, self.weight.mT)
+        return F.linear(x, self.weight.flatten(0, 1), self.bias.flatten())
 
 
 class Embedding(nn.Module):
-    """nn.Embedding of each member: ids (S, N) to (S, N, C)."""
+    """nn.Embedding of each member: ids (S, N) to rows (S · N, dim)."""
 
     def __init__(self, members: int, num: int, dim: int):
         super().__init__()
@@ -58,14 +59,12 @@ class Embedding(nn.Module):
             nn.init.normal_(weight, generator=generator)
 
     def forward(self, ids: Tensor) -> Tensor:
-        S, num, _ = self.weight.shape
-        if S > 1:
-            ids = ids + num * torch.arange(S, device=ids.device)[:, None]
+        ids = of_members(ids, self.weight.shape[1]).flatten()
         return F.embedding(ids, self.weight.flatten(0, 1))
 
 
 class LayerNorm(nn.Module):
-    """nn.LayerNorm of each member, over the last dimension of x (S, N, C)."""
+    """nn.LayerNorm of each member, over the last dimension of rows (S · N, dim)."""
 
     def __init__(self, members: int, dim: int):
         super().__init__()
@@ -73,7 +72,8 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(members, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        size = x.shape[-1:]
-        if len(x) == 1:
-            return F.layer_norm(x, size, self.weight.flatten(), self.bias.flatten())
-        return torch.addcmul(self.bias[:, None], F.layer_norm(x, size), self.weight[:, None])
+        S, dim = self.weight.shape
+        if S == 1:
+            return F.layer_norm(x, (dim,), self.weight.flatten(), self.bias.flatten())
+        normed = F.layer_norm(x, (dim,)).unflatten(0, (S, -1))
+        return torch.addcmul(self.bias[:, None], normed, self.weight[:, None]).flatten(0, 1)

@@ -21,7 +21,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from src.attention import ATTENTION
-from src.layers import Embedding, LayerNorm, Linear, rows_at
+from src.layers import Embedding, LayerNorm, Linear, of_members
 
 MAX_POSITIONS = 512
 EVERYWHERE = slice(None)
@@ -29,34 +29,35 @@ EVERYWHERE = slice(None)
 
 def distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
     """Where each distinct id of a member's `ids` (S, B, T) stands first, (S, N) in its flattened ids, and the
-    index (S, B, T) of the one that stands at each place.
+    index (S · B, T), into the S · N of them, of the one that stands at each place.
 
     N is the largest number of any member, rounded up to a multiple of 16, by rows that stand nowhere: oneDNN
     prepares its products anew for each size that it meets, which costs more than those rows. They are rows of
     the member itself, which no other member's infinities reach.
     """
-    S, device = len(ids), ids.device
-    members = torch.arange(S, device=device)
-    own = ids.flatten(1) + members[:, None] * (ids.max() + 1) if S > 1 else ids.flatten(1)
+    S, B, T = ids.shape
+    own = of_members(ids, int(ids.max()) + 1) if S > 1 else ids
     values, index = own.unique(return_inverse=True)  # sorted, so that those of a member follow each other
-    places = torch.arange(own.shape[1], device=device).repeat(S)
-    first = places.new_full((len(values),), len(places))
+    places = torch.arange(B * T, device=ids.device).repeat(S)
+    first = places.new_full((len(values),), B * T)
     first.scatter_reduce_(0, index.flatten(), places, "amin")
     if S == 1:
-        return F.pad(first, (0, -len(first) % 16))[None], index.view(ids.shape)
-    start = index.amin(1)  # (S,), the first of a member's values
-    counts = index.amax(1) + 1 - start
+        return F.pad(first, (0, -len(first) % 16))[None], index[0]
+    start = index.amin((1, 2))  # (S,), the first of a member's values
+    counts = index.amax((1, 2)) + 1 - start
     N = int(counts.max())
-    padded = first.new_zeros(S, N + -N % 16)
-    member = torch.repeat_interleave(members, counts)
-    padded[member, torch.arange(len(values), device=device) - start[member]] = first
-    return padded, (index - start[:, None]).view(ids.shape)
+    N += -N % 16
+    shift = N * torch.arange(S, device=ids.device) - start  # from a place among values to one among rows
+    padded = first.new_zeros(S * N)
+    padded[torch.arange(len(values), device=ids.device) + shift.repeat_interleave(counts)] = first
+    return padded.view(S, N), (index + shift[:, None, None]).flatten(0, 1)
 
 
 def every(ids: Tensor) -> tuple[Tensor, Tensor]:
     """As `distinct`, for ids (S, B, T) that all differ, whatever they are."""
-    places = torch.arange(ids[0].numel(), device=ids.device)
-    return places.expand(len(ids), -1), places.view(ids.shape[1:]).expand(ids.shape)
+    S, B, T = ids.shape
+    places = torch.arange(B * T, device=ids.device).expand(S, -1)
+    return places, of_members(places, B * T).reshape(S * B, T)
 
 
 def prefix_ids(tokens: Tensor) -> Tensor:
@@ -75,9 +76,9 @@ def prefix_ids(tokens: Tensor) -> Tensor:
 
 
 def gather(layer: Callable[[Tensor], Tensor], x: Tensor, index: Tensor) -> Tensor:
-    """`layer` of the rows of x (S, N, C) that stand at `index` (S, B, T): (S, B, T, C'), each computed once."""
-    places = index.flatten(1)
-    rows = rows_at(layer(x), places) if x.shape[1] <= places.shape[1] else layer(rows_at(x, places))
+    """`layer` of the rows of x (S · N, C) that stand at `index` (S · B, T): (S · B, T, C'), each computed once."""
+    places = index.flatten()
+    rows = layer(x).index_select(0, places) if len(x) <= len(places) else layer(x.index_select(0, places))
     return rows.view(*index.shape, -1)
 
 
@@ -101,7 +102,7 @@ class Attention(nn.Module):
         self.feature_map = mlp(members, self.head_dim) if self.type.feature_map else nn.Identity()
 
     def features(self, rows: Tensor) -> Tensor:
-        return self.feature_map(rows.view(len(rows), -1, self.head_dim)).view(rows.shape)
+        return self.feature_map(rows.view(-1, self.head_dim)).view(rows.shape)
 
     def queries(self, x: Tensor) -> Tensor:
         return self.features(self.query(x))
@@ -116,32 +117,34 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, index: Tensor, read: slice, wanted: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """x (S, N, C), index (S, B, T), mask (R, T) for the R positions of `read`, wanted (S, M) of the B · R
-        places: the output (S, M, C) and the weights (S, B, H, R, T)."""
-        q = gather(self.queries, x, index[:, :, read])  # (S, B, R, C)
+        """x (S · N, C), index (S · B, T), mask (R, T) for the R positions of `read`, wanted (S · M) of the
+        S · B · R places: the output (S · M, C) and the weights (S · B, H, R, T)."""
+        q = gather(self.queries, x, index[:, read])  # (S · B, R, C)
+        S, (_, T) = len(self.query.weight), index.shape
         # The scores against all rows may be smaller than the keys at all places: then score rows.
-        few_rows = self.num_heads * q.shape[2] * x.shape[1] <= index.shape[2] * x.shape[2]
+        few_rows = self.num_heads * q.shape[1] * len(x) <= S * T * x.shape[1]
         attend = self.attend_to_rows if few_rows else self.attend_to_places
         mixed, weights = attend(q, x, index, mask)
-        return self.output(rows_at(mixed, wanted)), weights
+        return self.output(mixed.index_select(0, wanted)), weights
 
     def attend_to_places(self, q: Tensor, x: Tensor, index: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Values mixed for the queries q (S, B, R, C), as (S, B · R, C), and the weights (S, B, H, R, T)."""
-        k, v = (self.heads(gather(layer, x, index)) for layer in (self.keys, self.value))  # (S, B, H, T, D)
+        """Values mixed for the queries q (S · B, R, C), as (S · B · R, C), and the weights (S · B, H, R, T)."""
+        k, v = (self.heads(gather(layer, x, index)) for layer in (self.keys, self.value))
         weights = self.type.weights(self.heads(q), k, mask)
-        return (weights @ v).transpose(2, 3).flatten(3).flatten(1, 2), weights
+        return (weights @ v).transpose(1, 2).flatten(2).flatten(0, 1), weights
 
     def attend_to_rows(self, q: Tensor, x: Tensor, index: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The same, from the scores and weights of each query on the distinct rows x."""
-        (S, B, R, _), H = q.shape, self.num_heads
-        k, v = self.heads(self.keys(x)), self.heads(self.value(x))  # (S, H, N, D)
-        scores = self.type.kernel(self.heads(q.flatten(1, 2)), k)  # (S, H, B · R, N)
-        places = index[:, None, :, None].expand(S, H, B, R, -1)
-        at_places = scores.view(S, H, B, R, -1).gather(-1, places)  # (S, H, B, R, T)
+        """The same, from the scores and weights of each query on its member's distinct rows x."""
+        S, H, (_, R, _) = len(self.query.weight), self.num_heads, q.shape
+        k, v = (self.heads(layer(x).unflatten(0, (S, -1))) for layer in (self.keys, self.value))  # (S, H, N, D)
+        scores = self.type.kernel(self.heads(q.flatten(0, 1).unflatten(0, (S, -1))), k)  # (S, H, B · R, N)
+        own = index.unflatten(0, (S, -1)) - of_members(index.new_zeros(S, 1, 1), k.shape[2])
+        places = own[:, None, :, None].expand(-1, H, -1, R, -1)  # (S, H, B, R, T)
+        at_places = scores.unflatten(2, (-1, R)).gather(-1, places)
         weights = self.type.normalise(at_places, mask)
-        of_rows = torch.zeros_like(scores).view(S, H, B, R, -1).scatter_add(-1, places, weights)
+        of_rows = torch.zeros_like(scores).unflatten(2, (-1, R)).scatter_add(-1, places, weights)
         mixed = of_rows.flatten(2, 3) @ v  # (S, H, B · R, D)
-        return mixed.transpose(1, 2).flatten(2), weights.transpose(1, 2)
+        return mixed.transpose(1, 2).flatten(2).flatten(0, 1), weights.transpose(1, 2).flatten(0, 1)
 
 
 class Block(nn.Module):
@@ -159,9 +162,9 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, index: Tensor, read: slice, wanted: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Shapes as in `Attention.forward`: the M wanted rows after the block, and the weights."""
+        """Shapes as in `Attention.forward`: the S · M wanted rows after the block, and the weights."""
         mixed, weights = self.attention(self.attention_norm(x), index, read, wanted, mask)
-        x = rows_at(x, index[:, :, read].flatten(1).gather(1, wanted)) + mixed
+        x = x.index_select(0, index[:, read].flatten().index_select(0, wanted)) + mixed
         return (x if self.mlp is None else x + self.mlp(x)), weights
 
 
@@ -203,12 +206,12 @@ class Transformer(nn.Module):
                 module.initialise(generators)
 
     def embed(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings (S, N, C), one for each distinct token and place, and the index (S, B, T) of each of
-        `tokens`."""
+        """Embeddings (S · N, C), one for each distinct token and place, and the index (S · B, T) of each of
+        `tokens` (S, B, T)."""
         T = tokens.shape[-1]
         table = self.token_embedding.weight  # (S, V, C)
         if self.position_embedding is None and table.shape[1] <= tokens[0].numel():
-            return table, tokens
+            return table.flatten(0, 1), of_members(tokens, table.shape[1]).flatten(0, 1)
         first, index = distinct(tokens * T + torch.arange(T, device=tokens.device))
         x = self.token_embedding(tokens.flatten(1).gather(1, first))
         if self.positional_type == "add":
@@ -227,15 +230,16 @@ class Transformer(nn.Module):
         if tokens.dim() == 2:
             (logits,), weights = self(tokens[None], read)
             return logits, [w[0] for w in weights]
-        T = tokens.shape[-1]
+        S, B, T = tokens.shape
         x, index = self.embed(tokens)
         ids = prefix_ids(tokens) if self.causal else None
         mask = torch.ones(T, T, dtype=torch.bool, device=tokens.device).tril() if self.causal else None
         weights = []
         for block in self.blocks:
             at = read if block is self.blocks[-1] else EVERYWHERE
-            wanted, next_index = every(index[:, :, at]) if ids is None else distinct(ids[:, :, at])
+            wanted, next_index = every(tokens[:, :, at]) if ids is None else distinct(ids[:, :, at])
+            wanted = of_members(wanted, next_index.numel() // S).flatten()
             x, w = block(x, index, at, wanted, None if mask is None else mask[at])
-            weights.append(w)
+            weights.append(w.unflatten(0, (S, B)))
             index = next_index
-        return gather(self.head, self.norm(x), index), weights
+        return gather(self.head, self.norm(x), index).unflatten(0, (S, B)), weights
