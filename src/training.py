@@ -10,12 +10,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Generator, Tensor
 
-from src.config import RunConfig, require
+from src.config import STACKABLE, RunConfig, require
 from src.cpu import keep_freed_memory
 from src.tasks import TASKS
 from src.transformer import Transformer
-
-STACKABLE = ("seed", "lr", "aux_loss_weight")  # fields in which the runs of a stack may differ
 
 
 class Observer:
@@ -287,9 +285,7 @@ def training_step(
 
 
 @torch.no_grad()
-def evaluate(
-    model: Transformer, task, inputs: Tensor, targets: Tensor
-) -> tuple[list[dict[str, float]], list[Tensor]]:
+def evaluate(model: Transformer, task, inputs: Tensor, targets: Tensor) -> tuple[list[dict[str, float]], list[Tensor]]:
     """Loss, accuracies and attention entropies of each member in float32, and the attention weights of each
     layer, (S, B, H, R, T); inputs (S, B, T)."""
     logits, weights = model(inputs, task.evaluated)

@@ -47,7 +47,7 @@ def test_a_run_is_logged_and_survives_a_server_that_is_gone(broken, monkeypatch,
     run, asked = Run(broken), {}
     install(monkeypatch, init=lambda **kwargs: asked.update(kwargs) or run)
     config, log = tiny(), RunLog(tmp_path / "runs.db")
-    assert execute(config, log, "cpu", wandb_observers(config, "online")) == "finished"
+    assert execute([config], log, "cpu", [wandb_observers(config, "online")]) == ["finished"]
     assert len(log.row(config)["history"]) == 3
     assert asked["mode"] == "online"
     assert asked["config"] == {k: v for k, v in config.to_dict().items() if v is not None}
@@ -69,7 +69,7 @@ def test_a_login_that_fails_costs_nothing(monkeypatch, tmp_path, capsys):
 
     install(monkeypatch, init=init)
     config, log = tiny(), RunLog(tmp_path / "runs.db")
-    assert execute(config, log, "cpu", wandb_observers(config, "online")) == "finished"
+    assert execute([config], log, "cpu", [wandb_observers(config, "online")]) == ["finished"]
     assert capsys.readouterr().err.count("no API key configured") == 1
 
 
