@@ -2,14 +2,21 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny
 
+from src import stacks, workers
 from src.attention import ATTENTION
 from src.config import ConfigError
-from src.training import DivergedError, Observer, check_precision, train, train_stack
+from src.runs import RunLog
+from src.stacks import make_stacks
+from src.sweep import read_sweep
+from src.training import DivergedError, Observer, check_precision, check_stack, train, train_stack
+
+SWEEPS = Path(__file__).parents[1] / "sweeps"
 
 MEMBERS = [  # of one learning rate side by side
     {"seed": 0, "lr": 1e-2, "aux_loss_weight": 0.2},
@@ -140,3 +147,79 @@ def test_what_is_no_stack_is_refused():
     with pytest.raises(ConfigError, match="precision=tf32 needs a CUDA GPU"):
         train(tiny(precision="tf32"))
     check_precision(tiny(precision="tf32"), "cuda")
+
+
+def test_stacks_of_a_sweep():
+    """Whole cells, or parts of them; those without auxiliary loss apart; of one learning rate side by side."""
+    points = read_sweep(SWEEPS / "induction.yaml").points()
+    whole = make_stacks(points, None)
+    assert len(whole) == 8640 / 15
+    assert {len(stack) for stack in whole} == {15}
+    for stack in whole[:20]:
+        check_stack(stack)
+        assert len({config.aux_loss_weight for config in stack}) == 1
+        assert [config.lr for config in stack] == sorted(config.lr for config in stack)
+    for size in (1, 4, 15, 99):
+        stacks = make_stacks(points, size)
+        assert max(map(len, stacks)) == min(size, 15)
+        assert sorted(config.hash for stack in stacks for config in stack) == sorted(config.hash for config in points)
+    assert [stack[0] for stack in make_stacks(points, 1)] == points
+
+
+def test_what_fits_is_judged_by_a_trial(monkeypatch):
+    """On a GPU that is not there: 10 GB are free and a trial of two takes 2 GB."""
+    trials = []
+    monkeypatch.setattr(stacks, "train_stack", lambda configs, device: trials.append(configs))
+    for name, value in {
+        "mem_get_info": (10**10, 2 * 10**10), "memory_allocated": 10**8, "max_memory_allocated": 2 * 10**9 + 10**8,
+        "reset_peak_memory_stats": None, "empty_cache": None,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    configs = [tiny(seed=seed) for seed in range(5)]
+    assert stacks.members_that_fit(configs) == 8  # 90% of 10 GB, each a little more than 1 GB
+    ((one, two),) = trials
+    assert (one.seed, two.seed, one.num_epochs, one.num_train) == (0, 1, 1, 128)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (100, 10**10))
+    assert stacks.members_that_fit(configs) == 1
+
+
+def test_a_stack_that_is_too_large_is_trained_in_halves(tmp_path, monkeypatch):
+    sizes = []
+
+    def small_memory(configs, device, observers):
+        sizes.append(len(configs))
+        if len(configs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return train_stack(configs, device, observers)
+
+    monkeypatch.setattr(workers, "train_stack", small_memory)
+    configs, log = [tiny(seed=seed) for seed in range(5)], RunLog(tmp_path / "runs.db")
+    assert workers.execute(configs, log, "cpu") == ["finished"] * 5
+    assert sizes == [5, 2, 3, 1, 2]
+    assert {len(log.row(config)["history"]) for config in configs} == {3}
+
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(workers, "train_stack", no_memory)
+    assert workers.execute(configs[:2], log, "cpu") == ["failed"] * 2
+    assert all(row["error"].strip().endswith("CUDA out of memory") for row in log.records() if row["seed"] < 2)
+
+
+def test_a_stack_in_the_log(tmp_path):
+    """A row for each member, as if trained alone; the one that diverges ends at its epoch."""
+    configs = [tiny(seed=seed, use_layernorm=False, lr=lr) for seed, lr in [(0, 1e-3), (1, 1e-3), (0, 1e30)]]
+    log = RunLog(tmp_path / "runs.db")
+    assert workers.execute(configs, log, "cpu") == ["finished", "finished", "diverged"]
+    assert [len(log.row(config)["history"]) for config in configs] == [3, 3, 2]
+    assert log.row(configs[1])["summary"]["eval/loss"] == pytest.approx(train(configs[1])[1]["eval/loss"], rel=1e-4)
+    assert [row["error"] for row in log.records()][-1] == "the loss of epoch 1 is nan"
+    with pytest.raises(KeyboardInterrupt):
+        workers.execute(configs[:2], log, "cpu", [[], [Interrupt()]])
+    assert [log.states()[config.hash] for config in configs] == ["interrupted", "interrupted", "diverged"]
+
+
+class Interrupt(Observer):
+    def on_epoch(self, epoch, results):
+        if epoch == 1:
+            raise KeyboardInterrupt

@@ -121,6 +121,30 @@ def test_a_killed_worker_is_replaced_and_its_run_done_again(tmp_path):
     assert not runs["process"].str.endswith(f":{killed[0]}").all()
 
 
+def test_a_killed_stack_is_done_again_whole_and_a_plain_sweep_beside_it_repeats_nothing(tmp_path):
+    """Two jobs on one log at once: six runs as one stack, whose worker is killed in the middle, and the same alone."""
+    configs = [tiny(seed=seed, lr=lr, num_train=4000, num_epochs=20) for lr in (1e-3, 1e-2) for seed in range(3)]
+    stacked, plain = Job([configs], tmp_path / "runs.db"), Job([[c] for c in configs[::-1]], tmp_path / "runs.db")
+    log, killed = RunLog(stacked.log), []
+    first = run_job(stacked, 1, every=0.05)
+    while not killed:
+        next(first)
+        if any(epoch >= 3 for epoch in log.epochs(0).values()):
+            at = load_runs(stacked.log)
+            assert at["state"].tolist() == ["running"] * 6
+            killed.append(int(at["process"].iloc[0].rpartition(":")[2]))
+            os.kill(killed[0], signal.SIGKILL)
+    other = run_job(plain, 1, every=0.05)
+    for _ in first:
+        next(other, None)
+    for _ in other:
+        pass
+    runs = load_runs(stacked.log, history=True)
+    assert runs["state"].tolist() == ["finished"] * 6
+    assert (runs["history/eval/loss"].map(len) == 21).all()
+    assert not runs["process"].str.endswith(f":{killed[0]}").any()
+
+
 def test_a_run_that_kills_its_workers_fails_and_the_others_go_on(tmp_path):
     deadly, fine = tiny(seed=1, num_train=4000, num_epochs=1000), tiny(seed=2)
     job = Job([[deadly], [fine]], tmp_path / "runs.db")
