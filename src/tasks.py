@@ -47,7 +47,8 @@ class Induction:
         self.shift = config.vocab_size if config.shift_query_token else 0
         self.aux_loss_weight = torch.tensor([member.aux_loss_weight for member in members], dtype=torch.float64)
         self.num_tokens = self.num_classes = config.vocab_size + self.shift
-        self.read = EVERYWHERE if self.aux_loss_weight.any() else slice(-1, None)
+        self.auxiliary = bool(self.aux_loss_weight.any())
+        self.read = EVERYWHERE if self.auxiliary else slice(-1, None)
 
     def sequences(self, num: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """Inputs and targets, each (num, seq_length − 1)."""
@@ -66,9 +67,9 @@ class Induction:
         targets = targets[..., -logits.shape[2] :]
         at_each = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none")
         at_each = at_each.view(targets.shape).mean(1)  # (S, R)
-        if not self.aux_loss_weight.any():
+        if not self.auxiliary:
             return at_each[:, -1]
-        return at_each[:, -1] + self.aux_loss_weight.to(at_each) * at_each[:, :-1].mean(1)
+        return at_each[:, -1] + self.aux_loss_weight.to(at_each, non_blocking=True) * at_each[:, :-1].mean(1)
 
     def accuracies(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """acc_all over all positions and acc_induction at the last, (S,) each; logits (S, B, T, classes), targets

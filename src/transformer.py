@@ -11,7 +11,8 @@ Nothing is computed twice, and nothing that no output needs:
 - A block has queries, and everything after them, only at the positions that somebody reads: the last block
   only at those that reach the loss.
 
-Both are exact: the same sums, over fewer rows.
+Both are exact: the same sums, over fewer rows. On a GPU the first is left out where the number of rows depends on
+what the tokens are: the host would wait for it in every step.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +26,11 @@ from src.layers import Embedding, LayerNorm, Linear, of_members
 
 MAX_POSITIONS = 512
 EVERYWHERE = slice(None)
+
+
+def static_sizes(tokens: Tensor) -> bool:
+    """Whether no size may depend on what the tokens are."""
+    return tokens.is_cuda
 
 
 def distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,16 +214,22 @@ class Transformer(nn.Module):
     def embed(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (S · N, C), one for each distinct token and place, and the index (S · B, T) of each of
         `tokens` (S, B, T)."""
-        T = tokens.shape[-1]
-        table = self.token_embedding.weight  # (S, V, C)
-        if self.position_embedding is None and table.shape[1] <= tokens[0].numel():
-            return table.flatten(0, 1), of_members(tokens, table.shape[1]).flatten(0, 1)
-        first, index = distinct(tokens * T + torch.arange(T, device=tokens.device))
-        x = self.token_embedding(tokens.flatten(1).gather(1, first))
+        S, B, T = tokens.shape
+        num_tokens, num_places = self.token_embedding.weight.shape[1], B * T
+        if self.position_embedding is None and num_tokens <= num_places:
+            return self.token_embedding.weight.flatten(0, 1), of_members(tokens, num_tokens).flatten(0, 1)
+        pairs = tokens * T + torch.arange(T, device=tokens.device)
+        if static_sizes(tokens) and num_tokens * T <= num_places:  # a row for each pair that there can be
+            rows = torch.arange(num_tokens * T, device=tokens.device).expand(S, -1)
+            index = of_members(pairs, num_tokens * T).flatten(0, 1)
+        else:
+            first, index = every(pairs) if static_sizes(tokens) else distinct(pairs)
+            rows = pairs.flatten(1).gather(1, first)
+        x = self.token_embedding(rows // T)
         if self.positional_type == "add":
-            x = x + self.position_embedding(first % T)
+            x = x + self.position_embedding(rows % T)
         elif self.positional_type == "concat":
-            x = torch.cat([x, self.position_embedding(first % T)], dim=-1)
+            x = torch.cat([x, self.position_embedding(rows % T)], dim=-1)
         return x, index
 
     def forward(self, tokens: Tensor, read: slice = EVERYWHERE) -> tuple[Tensor, list[Tensor]]:
@@ -232,7 +244,7 @@ class Transformer(nn.Module):
             return logits, [w[0] for w in weights]
         S, B, T = tokens.shape
         x, index = self.embed(tokens)
-        ids = prefix_ids(tokens) if self.causal else None
+        ids = prefix_ids(tokens) if self.causal and not static_sizes(tokens) else None
         mask = torch.ones(T, T, dtype=torch.bool, device=tokens.device).tril() if self.causal else None
         weights = []
         for block in self.blocks:

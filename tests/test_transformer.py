@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import pytest
@@ -7,11 +8,12 @@ from hypothesis import strategies as st
 from tiny import tiny
 
 from benchmarks import plain
+from src import transformer
 from src.attention import ATTENTION
 from src.cpu import ONEDNN
 from src.layers import Embedding, LayerNorm, Linear
 from src.tasks import TASKS
-from src.training import build_model, stream
+from src.training import build_model, build_stack, stream
 from src.transformer import distinct, prefix_ids
 
 SWITCHES = [
@@ -50,6 +52,28 @@ def test_the_model_is_the_plainest_one(config):
         for (name, parameter), other in zip(model.named_parameters(), reference.parameters(), strict=True):
             grads = [torch.zeros_like(other) if g is None else g.view_as(other) for g in (parameter.grad, other.grad)]
             torch.testing.assert_close(*grads, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [tiny(), tiny(positional_type="add", num_heads=1), tiny(positional_type="no"), tiny("classification"),
+     tiny("classification", positional_type="concat"), tiny(vocab_size=99, aux_loss_weight=0.0)],
+    ids=lambda c: f"{c.task}-{c.positional_type}-{c.vocab_size}",
+)  # fmt: skip
+def test_sizes_that_do_not_depend_on_the_tokens_give_the_same(config, monkeypatch):
+    """What a GPU is given, here on the CPU: for a stack of two, logits, weights and gradients."""
+    task = TASKS[config.task](config)
+    inputs, targets = task.sequences(60, stream(config, "test"))
+    inputs, targets = torch.stack([inputs[:30], inputs[30:]]), torch.stack([targets[:30], targets[30:]])
+    results = []
+    for static in (False, True):
+        monkeypatch.setattr(transformer, "static_sizes", lambda tokens, static=static: static)
+        model = build_stack([config, dataclasses.replace(config, seed=1)]).double()
+        logits, weights = model(inputs, task.read)
+        task.loss(logits, targets).sum().backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        results.append([logits, *weights, *grads])
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("task", TASKS)
