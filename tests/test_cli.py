@@ -115,6 +115,25 @@ def test_shards_with_a_log_each_are_one_table(tmp_path):
         assert shards[name].tolist() == pytest.approx(whole[name].tolist(), rel=1e-4)
 
 
+def test_the_job_array_script(tmp_path):
+    """As a task of a SLURM array runs it; `uv run` is replaced by what it would start."""
+    (tmp_path / "uv").write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} "$@"\n')
+    (tmp_path / "uv").chmod(0o755)
+    sweep = sweep_file(tmp_path, seed=[0, 1, 2])
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_ARRAY_TASK_ID": "2",
+        "SLURM_ARRAY_TASK_COUNT": "3",
+    }
+    done = subprocess.run(
+        ["bash", ROOT / "sweeps" / "slurm.sh", sweep, "--workers=1", "--dry_run"],
+        cwd=ROOT, env=OUTSIDE | environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1 runs; the first:")
+    assert "seed=1" in done.stdout
+
+
 def test_a_diverging_run_ends_with_status_1(tmp_path, capsys):
     bad = [*options(tiny(lr=1e30, use_layernorm=False)), "--log", str(tmp_path / "runs.db")]
     assert train.main(bad) == 1
