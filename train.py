@@ -95,8 +95,8 @@ def make_parser() -> ArgumentParser:
     parser.add_class_arguments(RunConfig, skip=set(STACKABLE))
     for name in STACKABLE:
         kind, default = FIELD_TYPES[name], FIELDS[name].default
-        about = "One value, or a list of those of a cell's runs"
-        parser.add_argument(f"--{name}", type=kind | list, default=default, help=about)
+        about = re.search(f"{name}: (.*)", RunConfig.__doc__)[1]
+        parser.add_argument(f"--{name}", type=kind | list, default=default, help=f"{about} A list makes a cell.")
     return parser
 
 

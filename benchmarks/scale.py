@@ -139,7 +139,7 @@ def measure_log() -> str:
             new = [RunConfig(seed=seed) for seed in range(have, rows)]
             fill(log, new[:-100], epoch, summary)
             writing = seconds(lambda log=log, new=new: [write(log, config) for config in new[-100:]]) / 100
-            scan = seconds(lambda log=log: log.states(settled_since=0))
+            scan = min(seconds(lambda log=log: log.states(settled_since=0)) for _ in range(3))
             loading = seconds(lambda log=log: load_runs(log.path))
             size = log.path.stat().st_size / 1e6
             lines.append(f"| {rows:,} | {1e3 * writing:.2g} ms | {1e3 * scan:.2g} ms | {loading:.2g} s | {size:.3g} |")

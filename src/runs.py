@@ -291,9 +291,9 @@ def load_runs(source: Path | str = DEFAULT_LOG, history: bool = False) -> "pd.Da
 
     source: a run log (a .db file) or a pattern of several, like `logs/shard-*.db`, of which the table has each
     run once; a Parquet table made by `export`; or `entity/project/sweep_id` on Weights & Biases, whoever's code
-    logged it. Columns: the fields of RunConfig, the metrics of the run's summary under
-    their logged names, hash (on W&B the run's id), state, seconds, and what else the source knows. With
-    `history` also columns `history/NAME`, each cell a list with one value for each epoch.
+    logged it. Columns: the fields of RunConfig, the metrics of the run's summary under their logged names, hash (on
+    W&B the run's id), state, seconds (of a run in a stack its share), and what else the source knows. With `history`
+    also columns `history/NAME`, each cell a list with one value for each epoch.
 
     Raises LogError if there is no such source or it cannot be read.
     """

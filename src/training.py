@@ -273,14 +273,14 @@ def training_step(
     model: Transformer, optimizer: StackedAdamW, task, inputs: Tensor, targets: Tensor, precision: str
 ) -> Tensor:
     """One step of gradient descent of each member on its batch, inputs (S, B, T); their losses (S,), detached."""
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bf16"):
         logits, _ = model(inputs, task.read)
     losses = task.loss(logits.to(model.head.weight.dtype), targets)
     optimizer.zero_grad()
     losses.sum().backward()  # each member's gradient is that of its own loss
     optimizer.step()
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")  # for evaluation
     return losses.detach()
 
 
