@@ -105,13 +105,12 @@ def effects_of_normalising(runs: pd.DataFrame) -> str:
 
 def learned(runs: pd.DataFrame) -> str:
     parts = []
-    for name, group, accuracy in (
-        ("induction", select(runs, task="induction"), "eval/acc_induction"),
-        ("classification", select(runs, task="classification"), "eval/acc"),
-    ):
-        reached = group.loc[group["attention_type"] != "uniform", accuracy]
-        parts.append(f"{name}: {(reached > scores.SOLVED).sum():,} of {len(reached):,} runs above {scores.SOLVED}")
-    return "; ".join(parts)
+    for task, accuracy in (("induction", "eval/acc_induction"), ("classification", "eval/acc")):
+        group = select(runs, task=task)
+        solved = group.loc[group["attention_type"] != "uniform", accuracy] > scores.SOLVED
+        counts = [f"lr {lr:g} {part.sum():,} of {len(part):,}" for lr, part in solved.groupby(group["lr"])]
+        parts.append(f"{task}: {', '.join(counts)}")
+    return f"runs with accuracy above {scores.SOLVED}, {'; '.join(parts)}"
 
 
 def sparsity_without_need(runs: pd.DataFrame) -> str:

@@ -122,20 +122,19 @@ def bar_figure(
     """
     scores.require_columns(runs, ["seed", "attention_type", *by])
     groups = list(runs.groupby(list(by))) if by and len(runs) else [((), runs)]
+    measured = [score(group) for _, group in groups]
+    if all(values.empty for values in measured):
+        warnings.warn(f"no run for “{label}” ({rule}): crosses instead of bars", stacklevel=3)
     num_rows = -(-len(groups) // columns)
     width = COLUMN if columns == 1 else PAGE
     height = 0.75 + num_rows * (1.55 if columns < 3 else 1.15)
     figure, grid = plt.subplots(num_rows, columns, figsize=(width, height), sharex=True, sharey=True, squeeze=False)
-    for axes, (values, group) in itertools.zip_longest(grid.flat, groups, fillvalue=(None, None)):
-        if group is None:
-            axes.set_visible(False)
-            continue
-        measured = score(group)
-        if measured.empty:
-            warnings.warn(f"no run for “{label}” ({rule}): crosses instead of bars", stacklevel=3)
-        draw_bars(axes, group, measured, types)
+    for axes in grid.flat[len(groups) :]:
+        axes.set_visible(False)
+    for axes, (values, group), of_runs in zip(grid.flat, groups, measured, strict=False):
+        draw_bars(axes, group, of_runs, types)
         if by:
-            title = textwrap.fill(panel_title(by, values), 120 // columns - 6)
+            title = textwrap.fill(panel_title(by, values), 120 // columns - 5)
             axes.set_title(title, fontsize=7 if columns < 4 else 6, pad=3)
     if columns > 2:
         for axes in grid[-1]:
