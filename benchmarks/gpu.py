@@ -1,6 +1,6 @@
 """What is to be done once a GPU is at hand: check, measure, and train the paper's grids, in calls that resume.
 
-python -m benchmarks.gpu check             # stacks on the GPU against single runs on the CPU: under a minute
+python -m benchmarks.gpu check             # stacks on the GPU against single runs on the CPU: minutes
 python -m benchmarks.gpu speed             # eager against torch.compile; then benchmarks/scale.py
 python -m benchmarks.gpu grids 9           # goes on with both grids for 9 minutes; again until it says "complete"
 python -m benchmarks.gpu grids 9 tf32 2    # the same in TF32, with two processes on the GPU

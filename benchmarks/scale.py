@@ -5,6 +5,7 @@ uv run python benchmarks/scale.py steps log    # some of: steps, sweeps, log
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -34,6 +35,7 @@ SETTINGS = {
     "classification, 2 layers, 4 heads": {"task": "classification"},
     "classification, 1 layer, 1 head": ONE,
     "classification, 1 layer, 1 head, no MLP, no LayerNorm": ONE | {"use_mlp": False, "use_layernorm": False},
+    "classification, 1 layer, 1 head, width 32, batch 64": ONE | {"embed_dim": 32, "batch_size": 64},
 }
 ROWS = (100, 1_000, 10_000, 100_000)  # of the log
 
@@ -62,15 +64,15 @@ class Steps:
     def __init__(self, config: RunConfig, size: int, device: str = DEVICE, dtype: torch.dtype = torch.float32):
         members = [dataclasses.replace(config, seed=seed) for seed in range(size)]
         self.task, self.config = TASKS[config.task](*members), config
-        data = self.task.sequences(8 * config.batch_size, stream(config, "training data"))
-        self.inputs, self.targets = (x.to(device) for x in data)
+        num = 8 * config.batch_size
+        self.inputs, self.targets = (x.to(device) for x in self.task.sequences(num, stream(config, "training data")))
+        orders = torch.stack([torch.randperm(num, generator=stream(member, "order")) for member in members])
+        self.batches = itertools.cycle(orders.to(device).split(config.batch_size, dim=1))
         self.model = build_stack(members).to(device, dtype)
         self.optimizer = StackedAdamW(self.model, [config.lr] * size)
-        self.order, self.size, self.device = torch.Generator(), size, device
 
     def __call__(self) -> None:
-        orders = [torch.randperm(len(self.inputs), generator=self.order) for _ in range(self.size)]
-        batch = torch.stack(orders)[:, : self.config.batch_size].to(self.device)
+        batch = next(self.batches)
         inputs, targets = self.inputs[batch], self.targets[batch]
         training_step(self.model, self.optimizer, self.task, inputs, targets, self.config.precision)
 
