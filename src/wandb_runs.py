@@ -84,12 +84,15 @@ def log_cell(connection: Connection, rows: list[dict[str, Any]]) -> None:
 
     A cell of the table is a number or a text; epochs are a text in JSON, and so are infinities.
     """
-    import wandb
 
-    names = list(dict.fromkeys(name for row in rows for name in row if name != "process"))
-    data = [[json.dumps(v) if is_text_in_json(v := row.get(name)) else v for name in names] for row in rows]
-    table = wandb.Table(columns=names, data=data, allow_mixed_types=True)
-    connection.attempt("log the members", lambda: connection.run.log({MEMBERS: table}))
+    def log_table() -> None:
+        import wandb
+
+        names = list(dict.fromkeys(name for row in rows for name in row if name != "process"))
+        data = [[json.dumps(v) if is_text_in_json(v := row.get(name)) else v for name in names] for row in rows]
+        connection.run.log({MEMBERS: wandb.Table(columns=names, data=data, allow_mixed_types=True)})
+
+    connection.attempt("log the members", log_table)
     states = Counter(row["state"] for row in rows)
     connection.finish({f"num_{state}": count for state, count in states.items()}, success="failed" not in states)
 
