@@ -1,7 +1,8 @@
-"""Train one run, or every run of a sweep file, into the run log.
+"""Train one run, the runs of a cell, or every run of a sweep file, into the run log.
 
 uv run python train.py                                       # the default induction run
 uv run python train.py --task=classification --num_layers=1
+uv run python train.py --seed="[0, 1, 2]" --lr="[1e-3, 1e-4]"    # a cell: all combinations
 uv run python train.py --sweep sweeps/quick.yaml             # every run of a sweep, no account needed
 uv run wandb agent ENTITY/PROJECT/SWEEP                      # the same through Weights & Biases
 """
@@ -21,12 +22,13 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from tqdm import tqdm
 
-from src.config import FIELD_TYPES, FIELDS, ConfigError, RunConfig, as_type, require
+from src.config import FIELD_TYPES, FIELDS, STACKABLE, ConfigError, RunConfig, as_type, checked_list, members, require
 from src.progress import PACE, ProgressBar
 from src.runs import DEFAULT_LOG, LogError, RunLog, load_runs
+from src.stacks import make_stacks
 from src.sweep import read_sweep, shard
-from src.training import Observer, choose_device, estimate_seconds, prepare_process
-from src.wandb_runs import wandb_mode, wandb_observers
+from src.training import Observer, check_precision, choose_device, estimate_seconds, prepare_process
+from src.wandb_runs import Connection, log_cell, wandb_mode, wandb_observers
 from src.workers import Job, execute, run_job
 
 SUMMARY = __doc__.splitlines()[0]
@@ -42,9 +44,11 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the end of a job's time is a Ctrl-C
     try:
         options, given = parse(arguments)
-        if options.sweep is None:
-            return train_one(options, RunConfig.from_dict(given))
-        return train_sweep(options, given)
+        if options.sweep is not None:
+            return train_sweep(options, given)
+        if any(isinstance(value, list) for value in given.values()):
+            return train_cell(options, given)
+        return train_one(options, RunConfig.from_dict(given))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -72,6 +76,12 @@ def make_parser() -> ArgumentParser:
         type=OPTION_TYPES["workers"],
         help="processes for a sweep (default: one for each core, one on a GPU)",
     )
+    parser.add_argument(
+        "--stack",
+        default="auto",
+        metavar="auto|N",
+        help="how many runs of a sweep or cell train as one (default: on a GPU what fits, on a CPU 1)",
+    )
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="part I of N of a sweep's runs, for job arrays")
     parser.add_argument("--dry_run", action="store_true", help="say what a sweep would run, and for how long")
     parser.add_argument("--log", default=str(DEFAULT_LOG), metavar="FILE", help="run log, made if missing")
@@ -82,7 +92,11 @@ def make_parser() -> ArgumentParser:
         type=OPTION_TYPES["wandb"],
         help="log to W&B too (default: under its agent, or as WANDB_MODE says)",
     )
-    parser.add_class_arguments(RunConfig)
+    parser.add_class_arguments(RunConfig, skip=set(STACKABLE))
+    for name in STACKABLE:
+        kind, default = FIELD_TYPES[name], FIELDS[name].default
+        about = re.search(f"{name}: (.*)", RunConfig.__doc__)[1]
+        parser.add_argument(f"--{name}", type=kind | list, default=default, help=f"{about} A list makes a cell.")
     return parser
 
 
@@ -97,6 +111,10 @@ def parse(arguments: list[str]) -> tuple[Namespace, dict[str, Any]]:
     except ArgumentError as error:
         raise explained(error, list(vars(parser.get_defaults()))) from error
     require(options.workers is None or options.workers > 0, f"workers={options.workers} must be at least 1")
+    require(
+        options.stack == "auto" or (options.stack.isdecimal() and int(options.stack) > 0),
+        f"stack={options.stack} must be auto or a number of at least 1",
+    )
     return options, {name: value for name, value in vars(given).items() if name in FIELDS}
 
 
@@ -113,7 +131,8 @@ def explained(error: ArgumentError, known: list[str]) -> ConfigError:
     if key and value:
         name, value = key[1], value[1]
         try:
-            as_type(name, yaml.safe_load(value), (FIELD_TYPES | OPTION_TYPES)[name])
+            value = yaml.safe_load(value)
+            checked_list(name, value) if name in FIELDS else as_type(name, value, OPTION_TYPES[name])
         except ConfigError as better:
             return better
         return ConfigError(f"{name}={value} is not of the right kind; see --help")
@@ -129,9 +148,10 @@ def open_log(path: str) -> RunLog:
 
 def train_one(options: Namespace, config: RunConfig) -> int:
     """Train the run, unless the log has it, and print its results; the exit status."""
-    for name in ("shard", "workers", "dry_run", "figures"):
-        require(not given_option(options, name), f"--{name} goes with --sweep; leave it out for a single run")
+    refuse(options, "shard", "dry_run", "figures", goes_with="--sweep")
+    refuse(options, "workers", "stack", goes_with="--sweep and with lists of seeds, say")
     device, mode = choose_device(options.device), wandb_mode(options.wandb)
+    check_precision(config, device)
     log = open_log(options.log)
     if not log.claim(config):
         print("Another process is training this run: waiting for it.", file=sys.stderr)
@@ -142,7 +162,7 @@ def train_one(options: Namespace, config: RunConfig) -> int:
         replay(log.row(config), others)
         print(f"This run is in {log.path} already, and is not repeated.")
     else:
-        execute(config, log, device, [ProgressBar(config), *others])
+        execute([config], log, device, [[ProgressBar(config), *others]])
     log.release(config)
     row = log.row(config)
     from src import report  # with pandas, slow to import: not before the run
@@ -151,8 +171,11 @@ def train_one(options: Namespace, config: RunConfig) -> int:
     return 0 if row["state"] == "finished" else FAILED
 
 
-def given_option(options: Namespace, name: str) -> bool:
-    return options[name] != make_parser().get_defaults()[name]
+def refuse(options: Namespace, *names: str, goes_with: str) -> None:
+    """ConfigError if one of these options was given."""
+    defaults = make_parser().get_defaults()
+    for name in names:
+        require(options[name] == defaults[name], f"--{name} goes with {goes_with}; leave it out here")
 
 
 def replay(row: dict[str, Any], observers: list[Observer]) -> None:
@@ -163,28 +186,63 @@ def replay(row: dict[str, Any], observers: list[Observer]) -> None:
         observer.on_end(row["state"], row["summary"])
 
 
+def train_cell(options: Namespace, given: dict[str, Any]) -> int:
+    """Train the runs of the cell that the log lacks, and print a table; the exit status. With W&B the cell is one
+    run there, with a table of its runs."""
+    refuse(options, "shard", "dry_run", "figures", goes_with="--sweep")
+    job, workers, log = prepare(options, members(given), wandb=None)
+    mode = wandb_mode(options.wandb)
+    common = job.points[0].to_dict()
+    connection = Connection(common | {k: v for k, v in given.items() if isinstance(v, list)}, mode) if mode else None
+    watch(job, log, workers, job.points[0].title.partition(", seed")[0])
+    hashes = {config.hash for config in job.points}
+    if connection:
+        log_cell(connection, [row for row in log.records(history=True) if row["hash"] in hashes])
+    return conclude(job, log)
+
+
 def train_sweep(options: Namespace, given: dict[str, Any]) -> int:
     """Train the runs of the sweep that the log lacks; print a table and save pictures; the exit status."""
-    device = choose_device(options.device)
-    points = shard(read_sweep(options.sweep, fixed=given).points(), options.shard)
-    workers = options.workers or (1 if device == "cuda" else len(os.sched_getaffinity(0)))
+    points = read_sweep(options.sweep, fixed=given).points()
     if options.dry_run:
-        return dry_run(points, workers, device)
-    log = open_log(options.log)
-    job = Job(points, log.path.resolve(), device, wandb_mode(options.wandb))
+        return dry_run(options, points)
+    job, workers, log = prepare(options, points, wandb=wandb_mode(options.wandb))
     watch(job, log, workers, Path(options.sweep).stem)
+    return conclude(job, log, figures=(Path(options.sweep).stem, options.figures))
 
+
+def prepare(options: Namespace, points: list[RunConfig], wandb: str | None) -> tuple[Job, int, RunLog]:
+    """What the options ask for: the job, how many workers, and the log."""
+    stacks, device, workers = plan(options, points)
+    log = open_log(options.log)
+    fit = device == "cuda" and options.stack == "auto"
+    return Job(stacks, log.path.resolve(), device, wandb, fit), workers, log
+
+
+def plan(options: Namespace, points: list[RunConfig]) -> tuple[list[list[RunConfig]], str, int]:
+    """This shard's stacks, the device and the number of workers. On a CPU a run alone is fastest, for which
+    products are by oneDNN: see the README."""
+    device = choose_device(options.device)
+    auto = None if device == "cuda" else 1
+    stacks = shard(make_stacks(points, auto if options.stack == "auto" else int(options.stack)), options.shard)
+    for stack in stacks:
+        check_precision(stack[0], device)
+    return stacks, device, options.workers or (1 if device == "cuda" else len(os.sched_getaffinity(0)))
+
+
+def conclude(job: Job, log: RunLog, figures: tuple[str, str | None] | None = None) -> int:
+    """Print the table of the job's runs, save pictures under a title and in a folder if asked; the exit status."""
     from src import report  # with matplotlib, slow to import: not in every worker
 
-    hashes = [config.hash for config in points]
+    hashes = [config.hash for config in job.points]
     runs = load_runs(log.path, history=True)
     runs = runs[runs["hash"].isin(hashes)]
     print(report.of_sweep(runs))
-    for path in report.save_figures(runs, Path(options.sweep).stem, options.figures):
+    for path in report.save_figures(runs, *figures) if figures else []:
         print(path)
     failed = int((runs["state"] == "failed").sum())
     if failed:
-        print(f"{failed} of {len(points)} runs failed; column `error` of the log says why", file=sys.stderr)
+        print(f"{failed} of {len(hashes)} runs failed; column `error` of the log says why", file=sys.stderr)
     return FAILED if failed else 0
 
 
@@ -203,15 +261,16 @@ def watch(job: Job, log: RunLog, workers: int, title: str) -> None:
             bar.update(done + under_way - bar.n)
 
 
-def dry_run(points: list[RunConfig], workers: int, device: str) -> int:
+def dry_run(options: Namespace, points: list[RunConfig]) -> int:
     from src import report
 
+    stacks, device, workers = plan(options, points)
     prepare_process()
-    print(f"{len(points)} runs; the first:")
-    for config in points[:5]:
+    print(f"{sum(map(len, stacks))} runs; the first:")
+    for config in [config for stack in stacks for config in stack][:5]:
         print(" ", report.difference(config))
-    sample = [points[i] for i in np.linspace(0, len(points) - 1, 4, dtype=int)]
-    seconds = np.mean([estimate_seconds(config, device) for config in sample]) * len(points)
+    sample = [stacks[i] for i in np.linspace(0, len(stacks) - 1, 4, dtype=int)]
+    seconds = np.mean([estimate_seconds(stack, device) for stack in sample]) * len(stacks)
     print(f"About {report.duration(seconds / workers)} with {workers} workers, by a few steps of 4 of them.")
     return 0
 

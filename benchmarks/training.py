@@ -14,7 +14,7 @@ from src.config import RunConfig
 from src.metrics import NUM_PAIRS
 from src.runs import device_name
 from src.tasks import TASKS
-from src.training import build_model, prepare_process, stream, training_step
+from src.training import StackedAdamW, build_model, prepare_process, stream, training_step
 
 ONE = {"task": "classification", "num_layers": 1, "num_heads": 1}
 STEPS = {
@@ -44,9 +44,10 @@ def seconds(*functions: Callable[[], object], turns: int, calls: int = 1) -> np.
 def fast_training(config: RunConfig, inputs: torch.Tensor, targets: torch.Tensor) -> Iterator[float]:
     """The counterpart of `plain_training` with the parts of src.training."""
     task, model, order = TASKS[config.task](config), build_model(config), stream(config, "order")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
+    optimizer = StackedAdamW(model, [config.lr])
     while True:
         for batch in torch.randperm(len(inputs), generator=order).split(config.batch_size):
+            batch = batch[None]  # a stack of one
             yield training_step(model, optimizer, task, inputs[batch], targets[batch], config.precision).item()
 
 
@@ -74,7 +75,7 @@ def measure_around() -> str:
         model = build_model(config)
         rows["sink scores of 1,000 sequences"] = seconds(
             lambda: plain.plain_bos_attention(model, inputs),
-            lambda: task.final_metrics(model, model(inputs)[1], inputs, None, data),
+            lambda: task.final_metrics(model, model(inputs[None])[1], inputs[None], None, [data]),
             turns=3,
         )
         config = RunConfig(task="classification")
@@ -82,7 +83,7 @@ def measure_around() -> str:
         inputs, labels = task.sequences(1000, data)
         rows["label mixing, 2 layers × 4 heads × 500 pairs"] = seconds(
             lambda: plain.plain_label_mixing(model, inputs, labels, NUM_PAIRS),
-            lambda: task.final_metrics(model, model(inputs, task.read)[1], inputs, labels, data),
+            lambda: task.final_metrics(model, model(inputs[None], task.read)[1], inputs[None], labels[None], [data]),
             turns=1,
         )
     return table({name: [*times, times[0] / times[1]] for name, times in rows.items()}, "s")

@@ -6,6 +6,7 @@ A field has the same name on the command line, in sweep files, in the run log, i
 import dataclasses
 import difflib
 import hashlib
+import itertools
 import json
 import math
 import numbers
@@ -36,6 +37,8 @@ TASK_DEFAULTS = {
         "num_labels": 4,
     },
 }
+
+STACKABLE = ("seed", "lr", "aux_loss_weight")  # fields in which runs that train as one stack may differ
 
 
 class ConfigError(ValueError):
@@ -69,7 +72,7 @@ class RunConfig:
         aux_loss_weight: Weight of the loss at the positions before the last (induction).
         shift_query_token: Whether the query is a token of its own (induction).
         num_labels: Groups of tokens (classification).
-        precision: Arithmetic of training: float32, or bf16 by autocast.
+        precision: Arithmetic of training: float32, tf32 (float32 whose products a GPU rounds), or bf16 by autocast.
     """
 
     task: Literal["induction", "classification"] = "induction"
@@ -91,7 +94,7 @@ class RunConfig:
     aux_loss_weight: float | None = None
     shift_query_token: bool | None = None
     num_labels: int | None = None
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
 
     def __post_init__(self):
         for name in FIELDS:
@@ -200,6 +203,26 @@ def check_name(name: str) -> None:
 def checked(name: str, value: Any) -> Any:
     """`value` as the type of field `name`, where it is one without loss; else ConfigError."""
     return as_type(name, value, FIELD_TYPES[name])
+
+
+def checked_list(name: str, value: Any) -> tuple[Any, ...]:
+    """The values of field `name` in a cell: `value`, or each item of it if it is a list; else ConfigError."""
+    if not isinstance(value, list):
+        return (checked(name, value),)
+    require(name not in STACKABLE or bool(value), f"{name}=[] is an empty list; give at least one value, or no list")
+    require(
+        name in STACKABLE,
+        f"{name}={value} is a list, which only {', '.join(STACKABLE)} may be: a stack trains runs of one shape",
+    )
+    return tuple(dict.fromkeys(checked(name, item) for item in value))
+
+
+def members(values: Mapping[str, Any]) -> list[RunConfig]:
+    """The runs of a cell: STACKABLE fields may be lists, of which the runs are all combinations."""
+    for name in values:
+        check_name(name)
+    lists = [checked_list(name, value) for name, value in values.items()]
+    return [RunConfig(**dict(zip(values, choice, strict=True))) for choice in itertools.product(*lists)]
 
 
 def as_type(name: str, value: Any, kind: Any) -> Any:

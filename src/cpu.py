@@ -40,38 +40,39 @@ def _has_onednn() -> bool:
 ONEDNN = _has_onednn()
 
 
-class _OneDNNLinear(torch.autograd.Function):
+class OneDNNLinear(torch.autograd.Function):
+    """`x @ weight.T + bias` for a stack of one: x (M, K), weight (1, N, K), bias (1, N) or None to (M, N)."""
+
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return _product(x, weight[0], None if bias is None else bias[0])
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, weight = ctx.saved_tensors  # (M, K), (N, K); grad (M, N)
-        grad_x = _product(grad, weight.t(), None) if ctx.needs_input_grad[0] else None
+        x, weight = ctx.saved_tensors  # (M, K), (1, N, K); grad (M, N)
+        grad_x = _product(grad, weight[0].t(), None) if ctx.needs_input_grad[0] else None
         # oneDNN copies its transposed left operand: let that be the smaller one.
         if grad.shape[1] <= x.shape[1]:
             grad_weight = _product(grad.t(), x.t(), None)
         else:
             grad_weight = _product(x.t(), grad.t(), None).t()
-        return grad_x, grad_weight, grad.sum(0)
+        return grad_x, grad_weight[None], grad.sum(0)[None] if ctx.needs_input_grad[2] else None
+
+
+def onednn_applies(x: Tensor) -> bool:
+    """Whether oneDNN multiplies the rows x (N, C) of a single model: float32 on the CPU.
+
+    torch multiplies float32 matrices on the CPU with MKL, which leaves AVX-512 unused on processors not made
+    by Intel: oneDNN was measured at 2.3 times MKL's rate on an AMD EPYC, with the same accuracy.
+    """
+    return ONEDNN and not x.is_cuda and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 class Linear(nn.Linear):
-    """nn.Linear over rows, x (M, in) to (M, out), by oneDNN where that applies.
-
-    torch multiplies float32 matrices on the CPU with MKL, which leaves AVX-512 unused on processors not made
-    by Intel: oneDNN was measured at 2.3 times MKL's rate on an AMD EPYC, with the same accuracy. Elsewhere (a
-    GPU, other types, autocast, function transforms) this is nn.Linear itself.
-    """
+    """nn.Linear of a single model, rows (M, in) to (M, out), by oneDNN where that applies."""
 
     def forward(self, x: Tensor) -> Tensor:
-        plain = (
-            not ONEDNN
-            or x.is_cuda
-            or x.dtype != torch.float32
-            or torch.is_autocast_enabled("cpu")
-            or torch._C._functorch.maybe_current_level() is not None
-        )
-        return super().forward(x) if plain else _OneDNNLinear.apply(x, self.weight, self.bias)
+        if not onednn_applies(x):
+            return super().forward(x)
+        return OneDNNLinear.apply(x, self.weight[None], None if self.bias is None else self.bias[None])

@@ -1,11 +1,12 @@
 """What is measured of attention weights: pure functions, weights in, numbers out.
 
-Weights are (B, H, Q, K): B sequences, H heads, Q query rows, K keys. Results are per head, (H,), averaged over
-sequences. Unnormalised and signed weights are welcome; each docstring says what is done with them.
+Weights are (..., B, H, Q, K): B sequences, H heads, Q query rows, K keys, and before them any dimensions, as the
+members of a stack. Results are per head, (..., H), averaged over sequences. Unnormalised and signed weights are
+welcome; each docstring says what is done with them.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -15,7 +16,7 @@ NUM_PAIRS = 500  # of sequences mixed for each head
 
 
 def bos_attention(weights: Tensor) -> dict[str, Tensor]:
-    """The share of BOS, the first key, in the attention (B, H, T, T) of an induction model.
+    """The share of BOS, the first key, in the attention (..., B, H, T, T) of an induction model.
 
     Over the query rows 1 … T − 3 (neither BOS, nor the last context token, nor the query token), with b the
     weight on BOS and r the row's sum:
@@ -24,20 +25,20 @@ def bos_attention(weights: Tensor) -> dict[str, Tensor]:
     - rel_attn_bos_global, the sink score: Σb / (Σr + 1e-9) within a sequence, averaged over sequences
     - mag_attn_bos_global: the same with |w| for w, so that it is a share for signed weights too
     """
-    rows = weights[:, :, 1 : weights.shape[-1] - 2]
-    b, r = rows[..., 0], rows.sum(-1)  # (B, H, rows)
+    rows = weights[..., 1 : weights.shape[-1] - 2, :]
+    b, r = rows[..., 0], rows.sum(-1)  # (..., B, H, rows)
     magnitude = rows.abs()
     return {
-        "abs_attn_bos": b.mean((0, 2)),
-        "abs_attn_all": r.mean((0, 2)),
-        "rel_attn_bos": (b / (r + EPSILON)).mean((0, 2)),
-        "rel_attn_bos_global": (b.sum(-1) / (r.sum(-1) + EPSILON)).mean(0),
-        "mag_attn_bos_global": (magnitude[..., 0].sum(-1) / (magnitude.sum((-1, -2)) + EPSILON)).mean(0),
+        "abs_attn_bos": b.mean((-3, -1)),
+        "abs_attn_all": r.mean((-3, -1)),
+        "rel_attn_bos": (b / (r + EPSILON)).mean((-3, -1)),
+        "rel_attn_bos_global": (b.sum(-1) / (r.sum(-1) + EPSILON)).mean(-2),
+        "mag_attn_bos_global": (magnitude[..., 0].sum(-1) / (magnitude.sum((-1, -2)) + EPSILON)).mean(-2),
     }
 
 
 def cls_attention(row: Tensor) -> dict[str, Tensor]:
-    """How concentrated the CLS row (B, H, K) of each head is.
+    """How concentrated the CLS row (..., B, H, K) of each head is.
 
     - abs_attn_max: mean maximum; abs_attn_sum: mean sum
     - rel_attn_max, the sparsity score: mean of maximum / (sum + 1e-9)
@@ -45,10 +46,10 @@ def cls_attention(row: Tensor) -> dict[str, Tensor]:
     """
     maximum, total, magnitude = row.amax(-1), row.sum(-1), row.abs()
     return {
-        "abs_attn_max": maximum.mean(0),
-        "abs_attn_sum": total.mean(0),
-        "rel_attn_max": (maximum / (total + EPSILON)).mean(0),
-        "mag_attn_max": (magnitude.amax(-1) / (magnitude.sum(-1) + EPSILON)).mean(0),
+        "abs_attn_max": maximum.mean(-2),
+        "abs_attn_sum": total.mean(-2),
+        "rel_attn_max": (maximum / (total + EPSILON)).mean(-2),
+        "mag_attn_max": (magnitude.amax(-1) / (magnitude.sum(-1) + EPSILON)).mean(-2),
     }
 
 
@@ -60,30 +61,28 @@ def entropy(weights: Tensor) -> Tensor:
 
 
 def row_entropy(row: Tensor) -> Tensor:
-    """Mean entropy of fully visible rows (B, H, K), as a fraction of log K: (H,)."""
-    return entropy(row).mean(0) / math.log(row.shape[-1])
+    """Mean entropy of fully visible rows (..., B, H, K), as a fraction of log K: (..., H)."""
+    return entropy(row).mean(-2) / math.log(row.shape[-1])
 
 
 def causal_entropy(weights: Tensor) -> Tensor:
-    """Mean entropy of the rows of causal weights (B, H, T, T), each as a fraction of the logarithm of how
-    many keys it sees; without the first row, which sees one: (H,)."""
+    """Mean entropy of the rows of causal weights (..., B, H, T, T), each as a fraction of the logarithm of how
+    many keys it sees; without the first row, which sees one: (..., H)."""
     visible = torch.arange(2, weights.shape[-1] + 1, device=weights.device)
-    return (entropy(weights[:, :, 1:]) / visible.log()).mean((0, 2))
+    return (entropy(weights[..., 1:, :]) / visible.log()).mean((-3, -1))
 
 
-def by_head(name: str, layers: list[Tensor]) -> dict[str, float]:
-    """{layer}_{head}_{name} of one (H,) tensor for each layer."""
-    return {
-        f"{layer}_{head}_{name}": value
-        for layer, values in enumerate(layers)
-        for head, value in enumerate(values.tolist())
-    }
-
-
-def collect(metric: Callable[[Tensor], dict[str, Tensor]], layers: list[Tensor]) -> dict[str, float]:
-    """`metric` of each layer's weights, named {layer}_{head}_{name}."""
+def collect(metric: Callable[[Tensor], dict[str, Tensor]], layers: list[Tensor]) -> list[dict[str, float]]:
+    """`metric` of each layer's weights (S, B, H, Q, K), for each member named {layer}_{head}_{name}."""
     results = [metric(weights) for weights in layers]
-    return {key: value for name in results[0] for key, value in by_head(name, [r[name] for r in results]).items()}
+    keys = [
+        f"{layer}_{head}_{name}"
+        for name in results[0]
+        for layer, result in enumerate(results)
+        for head in range(result[name].shape[1])
+    ]
+    values = torch.cat([result[name] for name in results[0] for result in results], dim=1)  # one wait for a GPU
+    return [dict(zip(keys, row, strict=True)) for row in values.tolist()]
 
 
 def draw_pairs(labels: Tensor, num: int, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -113,36 +112,55 @@ def label_mixing(
     rows: list[Tensor],
     inputs: Tensor,
     labels: Tensor,
-    generator: Generator,
+    generators: Sequence[Generator],
     num_pairs: int = NUM_PAIRS,
-) -> dict[str, float]:
-    """Whether the token with a head's largest CLS weight decides the prediction (flip rate).
+) -> list[dict[str, float]]:
+    """Whether the token with a head's largest CLS weight decides the prediction (flip rate), of each member.
 
     For each head and pair of sequences A, B of different labels: the top token of A among the others of B
     (mixed A), and of B among the others of A (mixed B), shuffled; how often is A's (B's) label predicted?
-    All heads and pairs in one call of `predict`.
+    All members, heads and pairs in one call of `predict`.
 
-    rows: each layer's CLS row (B, H, K) over inputs (B, K), whose last column is CLS; labels (B,); predict:
-    sequences to labels. Keys `mixing/{layer}_{head}/…` hold the rates, their mean, and the counts behind.
+    rows: each layer's CLS row (S, B, H, K) over inputs (S, B, K), whose last column is CLS; labels (S, B);
+    predict: sequences (S, N, K) to labels (S, N). Keys `mixing/{layer}_{head}/…` hold the rates, their mean, and
+    the counts behind; none for a member all of whose labels are one.
     """
-    heads = [f"{layer}_{head}" for layer, row in enumerate(rows) for head in range(row.shape[1])]
-    content, cls = inputs[:, :-1], inputs[:, -1:]
-    top = torch.cat(rows, dim=1)[..., :-1].argmax(-1).T  # (heads, B): place of each head's top token
-    num_labels = len(labels.unique())
-    num_pairs = num_pairs if num_labels > 1 else 0
-    if not num_pairs:
-        return {}
-    a, b = (p.view(len(heads), num_pairs) for p in draw_pairs(labels, len(heads) * num_pairs, generator))
+    heads = [f"{layer}_{head}" for layer, row in enumerate(rows) for head in range(row.shape[2])]
+    top = torch.cat(rows, dim=2)[..., :-1].argmax(-1).mT  # (S, heads, B): place of each head's top token
+    mixed = [mixed_pairs(*member, num_pairs) for member in zip(top, inputs, labels, generators, strict=True)]
+    tokens, expected = (torch.stack(parts) for parts in zip(*mixed, strict=True))  # (S, 2, heads, pairs, K), no K
+    predicted = predict(tokens.flatten(1, 3)).view(expected.shape)
+    counts = (predicted == expected).sum(-1)  # (S, 2, heads)
+    return [
+        mixing_rates(heads, *won.tolist(), num_pairs) if len(of_member.unique()) > 1 else {}
+        for won, of_member in zip(counts, labels, strict=True)
+    ]
 
-    def predictions(one: Tensor, other: Tensor) -> Tensor:
-        """The label of the top token of `one` among the tokens of `other`: (heads, pairs), true if one's."""
+
+def mixed_pairs(
+    top: Tensor, inputs: Tensor, labels: Tensor, generator: Generator, num_pairs: int
+) -> tuple[Tensor, Tensor]:
+    """The mixed sequences (2, heads, pairs, K) of one member, mixed A and mixed B, and the label (2, heads, pairs)
+    of each one's top token. Where there are no two labels to mix, sequences as they are."""
+    H, K = len(top), inputs.shape[1]
+    if len(labels.unique()) == 1:
+        return inputs[:1].expand(2, H, num_pairs, K), labels[:1].expand(2, H, num_pairs)
+    a, b = (p.view(H, num_pairs) for p in draw_pairs(labels, H * num_pairs, generator))
+    content, cls = inputs[:, :-1], inputs[:, -1:]
+
+    def top_among(one: Tensor, other: Tensor) -> Tensor:
+        """The top token of `one` among the tokens of `other`, for indices (heads, pairs): (heads, pairs, K)."""
         top_one, top_other = top.gather(1, one).flatten(), top.gather(1, other).flatten()
         one, other = one.flatten(), other.flatten()
         token = content[one].gather(1, top_one[:, None])[:, 0]
         mixed = torch.cat([mix(token, content[other], top_other, generator), cls[other]], dim=1)
-        return (predict(mixed) == labels[one]).view(len(heads), num_pairs)
+        return mixed.view(H, num_pairs, K)
 
-    won_a, won_b = predictions(a, b).sum(1).tolist(), predictions(b, a).sum(1).tolist()
+    return torch.stack([top_among(a, b), top_among(b, a)]), torch.stack([labels[a], labels[b]])
+
+
+def mixing_rates(heads: list[str], won_a: list[int], won_b: list[int], num_pairs: int) -> dict[str, float]:
+    """How often mixed A (mixed B) was predicted to be what its top token is, of `num_pairs` for each head."""
     results = {}
     for head, count_a, count_b in zip(heads, won_a, won_b, strict=True):
         rate_a, rate_b = count_a / num_pairs, count_b / num_pairs

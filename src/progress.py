@@ -31,5 +31,5 @@ class ProgressBar(Observer):
     def on_epoch(self, epoch: int, results: dict[str, float]) -> None:
         self.shown = {"accuracy": f"{results[self.accuracy]:.3f}"}
 
-    def on_end(self, state: str, summary: dict[str, float]) -> None:
+    def on_end(self, state: str, summary: dict[str, float], error: str | None = None) -> None:
         self.bar.close()

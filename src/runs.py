@@ -9,6 +9,7 @@ run's byte of that file, which the system releases when the process ends, howeve
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import platform
@@ -97,6 +98,8 @@ class RunLog:
                 self.db.execute("INSERT INTO schema VALUES (?)", [json.dumps(list(FIELDS))])
                 self.db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 self.db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            # Who is settled is asked twice a second: an index answers without reading configs and summaries.
+            self.db.execute("CREATE INDEX IF NOT EXISTS by_state ON runs (state, started, hash)")
             self._rehash()
 
     def _rehash(self) -> None:
@@ -162,7 +165,7 @@ class RunLog:
         in an attempt that began at `settled_since` or later; or of one run."""
         query, values = "SELECT hash, state FROM runs WHERE TRUE", []
         if settled_since is not None:
-            query += " AND (state IN ('finished', 'diverged') OR (state = 'failed' AND started >= ?))"
+            query += " AND state IN ('finished', 'diverged', 'failed') AND (state != 'failed' OR started >= ?)"
             values.append(settled_since)
         if of is not None:
             query += " AND hash = ?"
@@ -286,16 +289,19 @@ def device_name(device: str) -> str:
 def load_runs(source: Path | str = DEFAULT_LOG, history: bool = False) -> "pd.DataFrame":
     """One table, a row for each run, from wherever runs are kept.
 
-    source: a run log (a .db file), a Parquet table made by `export`, or `entity/project/sweep_id` on Weights &
-    Biases, whoever's code logged it. Columns: the fields of RunConfig, the metrics of the run's summary under
-    their logged names, hash (on W&B the run's id), state, seconds, and what else the source knows. With
-    `history` also columns `history/NAME`, each cell a list with one value for each epoch.
+    source: a run log (a .db file) or a pattern of several, like `logs/shard-*.db`, of which the table has each
+    run once; a Parquet table made by `export`; or `entity/project/sweep_id` on Weights & Biases, whoever's code
+    logged it. Columns: the fields of RunConfig, the metrics of the run's summary under their logged names, hash (on
+    W&B the run's id), state, seconds (of a run in a stack its share), and what else the source knows. With `history`
+    also columns `history/NAME`, each cell a list with one value for each epoch.
 
     Raises LogError if there is no such source or it cannot be read.
     """
     import pandas as pd
 
     path = Path(source)
+    if set(str(source)) & set("*?["):
+        return _load_logs(str(source), history)
     if path.suffix == ".parquet":
         return _load_parquet(path, history)
     if path.exists() or path.suffix == ".db":
@@ -306,9 +312,28 @@ def load_runs(source: Path | str = DEFAULT_LOG, history: bool = False) -> "pd.Da
 
         return pd.DataFrame.from_records(list(records(str(source), history)))
     raise LogError(
-        f"{source} is no source of runs: give a run log (.db), a table (.parquet), or entity/project/sweep_id of "
-        "a W&B sweep"
+        f"{source} is no source of runs: give a run log (.db) or a pattern of several, a table (.parquet), or "
+        "entity/project/sweep_id of a W&B sweep"
     )
+
+
+def _load_logs(pattern: str, history: bool) -> "pd.DataFrame":
+    """The runs of all logs whose paths match; of a run that several have, the one that got furthest."""
+    import pandas as pd
+
+    paths = sorted(glob.glob(pattern))
+    if not paths:
+        raise LogError(f"no run log matches {pattern}; train.py makes logs, or name another source")
+    best: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        for row in RunLog(path).records(history):
+            if row["hash"] not in best or _rank(row) < _rank(best[row["hash"]]):
+                best[row["hash"]] = row
+    return pd.DataFrame.from_records(sorted(best.values(), key=lambda row: (row["started"], row["hash"])))
+
+
+def _rank(row: dict[str, Any]) -> int:
+    return ("finished", "diverged", "failed", "interrupted", "running").index(row["state"])
 
 
 def require_log(path: Path) -> None:

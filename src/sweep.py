@@ -7,12 +7,14 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
 
-from src.config import ConfigError, RunConfig, check_name, checked, require
+from src.config import ConfigError, RunConfig, check_name, checked_list, members, require
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,10 @@ class Sweep:
     run_cap: int | None = None
 
     def points(self) -> list[RunConfig]:
-        """The distinct runs of the sweep. ConfigError names the first point that is no valid run."""
+        """The distinct runs of the sweep; where its points are cells (lists of seeds, say), the runs of each.
+        ConfigError names the first point that is no valid run."""
         chosen = self._grid() if self.method == "grid" else self._random()
-        configs = (RunConfig.from_dict(values) for values in chosen)
+        configs = (config for values in chosen for config in members(values))
         return list({config.hash: config for config in configs}.values())
 
     def _grid(self):
@@ -94,7 +97,8 @@ def grid_values(name: str, spec: Mapping[str, Any]) -> list[Any]:
         values = range(spec["min"], spec["max"] + 1)
     else:
         raise ConfigError(f"parameter {name} of a grid needs value, values, or whole numbers min and max")
-    return list(dict.fromkeys(checked(name, value) for value in values))
+    cells = dict.fromkeys(checked_list(name, value) for value in values)
+    return [cell[0] if len(cell) == 1 else list(cell) for cell in cells]
 
 
 def draw(name: str, spec: Mapping[str, Any], rng: np.random.Generator) -> Any:
@@ -134,9 +138,9 @@ DISTRIBUTIONS = {
 }
 
 
-def shard(points: list[RunConfig], which: str) -> list[RunConfig]:
-    """The i-th of n parts of the points, for `which` = "i/n" with i from 1 to n; the parts cover the points."""
+def shard(items: list[T], which: str) -> list[T]:
+    """The i-th of n parts of the items, for `which` = "i/n" with i from 1 to n; the parts cover the items."""
     i, _, n = which.partition("/")
     valid = i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)
     require(valid, f"shard={which} must be i/n with i from 1 to n, like 1/4")
-    return points[int(i) - 1 :: int(n)]
+    return items[int(i) - 1 :: int(n)]

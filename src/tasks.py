@@ -1,4 +1,10 @@
-"""The two tasks: sequences and targets, what the model must predict, loss, accuracy and final metrics."""
+"""The two tasks: sequences and targets, what the model must predict, loss, accuracy and final metrics.
+
+A task is that of a stack of S runs, equal in everything but seed, lr and aux_loss_weight; what it measures of
+their model comes as one dict for each member.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -35,12 +41,14 @@ class Induction:
     evaluated = EVERYWHERE
     accuracy = "eval/acc_induction"  # the accuracy that says whether the task is solved
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, *members: RunConfig):
+        config = members[0]
         self.vocab_size, self.num_context = config.vocab_size, config.seq_length - 3
         self.shift = config.vocab_size if config.shift_query_token else 0
-        self.aux_loss_weight = config.aux_loss_weight
+        self.aux_loss_weight = torch.tensor([member.aux_loss_weight for member in members], dtype=torch.float64)
         self.num_tokens = self.num_classes = config.vocab_size + self.shift
-        self.read = EVERYWHERE if self.aux_loss_weight else slice(-1, None)
+        self.auxiliary = bool(self.aux_loss_weight.any())
+        self.read = EVERYWHERE if self.auxiliary else slice(-1, None)
 
     def sequences(self, num: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """Inputs and targets, each (num, seq_length − 1)."""
@@ -52,28 +60,34 @@ class Induction:
         return ids[:, :-1], ids[:, 1:]
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy at the last position + aux_loss_weight × its mean over the others.
+        """Cross-entropy at the last position + aux_loss_weight × its mean over the others: (S,).
 
-        logits (B, R, classes) at the positions read, targets (B, T).
+        logits (S, B, R, classes) at the positions read, targets (S, B, T).
         """
-        targets = targets[:, -logits.shape[1] :]
-        at_each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        at_each = at_each.view(targets.shape).mean(0)  # (R,)
-        if not self.aux_loss_weight:
-            return at_each[-1]
-        return at_each[-1] + self.aux_loss_weight * at_each[:-1].mean()
+        targets = targets[..., -logits.shape[2] :]
+        at_each = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none")
+        at_each = at_each.view(targets.shape).mean(1)  # (S, R)
+        if not self.auxiliary:
+            return at_each[:, -1]
+        return at_each[:, -1] + self.aux_loss_weight.to(at_each, non_blocking=True) * at_each[:, :-1].mean(1)
 
-    def accuracies(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
-        """acc_all over all positions and acc_induction at the last; logits (B, T, classes), targets (B, T)."""
+    def accuracies(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """acc_all over all positions and acc_induction at the last, (S,) each; logits (S, B, T, classes), targets
+        (S, B, T)."""
         right = (logits.argmax(-1) == targets).float()
-        return {"acc_all": right.mean().item(), "acc_induction": right[:, -1].mean().item()}
+        return {"acc_all": right.mean((1, 2)), "acc_induction": right[..., -1].mean(1)}
 
-    def attention_entropies(self, weights: list[Tensor]) -> dict[str, float]:
-        return metrics.by_head("attn_entropy", [metrics.causal_entropy(w) for w in weights])
+    def attention_entropies(self, weights: list[Tensor]) -> list[dict[str, float]]:
+        return metrics.collect(lambda w: {"attn_entropy": metrics.causal_entropy(w)}, weights)
 
     def final_metrics(
-        self, model: Transformer, weights: list[Tensor], inputs: Tensor, targets: Tensor, generator: Generator
-    ) -> dict[str, float]:
+        self,
+        model: Transformer,
+        weights: list[Tensor],
+        inputs: Tensor,
+        targets: Tensor,
+        generators: Sequence[Generator],
+    ) -> list[dict[str, float]]:
         """The share of attention that goes to BOS, per layer and head."""
         return metrics.collect(metrics.bos_attention, weights)
 
@@ -89,7 +103,8 @@ class Classification:
     read = evaluated = slice(-1, None)
     accuracy = "eval/acc"
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, *members: RunConfig):
+        config = members[0]
         self.num_tokens, self.num_classes = config.vocab_size, config.num_labels
         self.group_size = (config.vocab_size - 1) // config.num_labels
         self.num_context = config.seq_length - 1
@@ -102,27 +117,35 @@ class Classification:
         return F.pad(tokens, (0, 1)), labels
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy at the CLS position, the last: logits (B, R, labels), labels (B,)."""
-        return F.cross_entropy(logits[:, -1], labels)
+        """Cross-entropy at the CLS position, the last: logits (S, B, R, classes), labels (S, B), to (S,)."""
+        of_each = F.cross_entropy(logits[:, :, -1].flatten(0, 1), labels.flatten(), reduction="none")
+        return of_each.view(labels.shape).mean(1)
 
-    def accuracies(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
-        return {"acc": (logits[:, -1].argmax(-1) == labels).float().mean().item()}
+    def accuracies(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"acc": (logits[:, :, -1].argmax(-1) == labels).float().mean(1)}
 
-    def attention_entropies(self, weights: list[Tensor]) -> dict[str, float]:
-        return metrics.by_head("attn_entropy", [metrics.row_entropy(w[:, :, -1]) for w in weights])
+    def attention_entropies(self, weights: list[Tensor]) -> list[dict[str, float]]:
+        return metrics.collect(lambda w: {"attn_entropy": metrics.row_entropy(w[..., -1, :])}, weights)
 
     def final_metrics(
-        self, model: Transformer, weights: list[Tensor], inputs: Tensor, labels: Tensor, generator: Generator
-    ) -> dict[str, float]:
+        self,
+        model: Transformer,
+        weights: list[Tensor],
+        inputs: Tensor,
+        labels: Tensor,
+        generators: Sequence[Generator],
+    ) -> list[dict[str, float]]:
         """How much of CLS's attention goes to one token, and whether that token decides the prediction."""
-        of_cls = [w[:, :, -1].cpu() for w in weights]  # (B, H, T) each
+        of_cls = [w[..., -1, :].cpu() for w in weights]  # (S, B, H, T) each
 
         def predict(tokens: Tensor) -> Tensor:
-            parts = tokens.to(inputs.device).split(1000)  # whose activations stay in the processor's cache
-            return torch.cat([model(part, self.read)[0][:, -1].argmax(-1) for part in parts]).cpu()
+            # parts whose activations stay in the processor's cache
+            parts = tokens.to(inputs.device).split(1000, dim=1)
+            return torch.cat([model(part, self.read)[0][:, :, -1].argmax(-1) for part in parts], dim=1).cpu()
 
-        mixing = metrics.label_mixing(predict, of_cls, inputs.cpu(), labels.cpu(), generator)
-        return metrics.collect(metrics.cls_attention, of_cls) | mixing
+        mixing = metrics.label_mixing(predict, of_cls, inputs.cpu(), labels.cpu(), generators)
+        sparsity = metrics.collect(metrics.cls_attention, of_cls)
+        return [one | other for one, other in zip(sparsity, mixing, strict=True)]
 
 
 TASKS = {"induction": Induction, "classification": Classification}

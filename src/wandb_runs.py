@@ -3,45 +3,49 @@
 The local log is the record; W&B being down, slow or logged out never costs a run.
 """
 
+import json
+import math
 import os
 import sys
+import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from src.config import RunConfig
-from src.runs import LogError, as_columns
+from src.runs import HISTORY, LogError, as_columns
 from src.training import Observer
 
 PROJECT = "softmax-polarization"
+MEMBERS = "members"  # the name of the table of a cell's runs
 PATIENCE = 60  # seconds to wait for W&B each time before the run goes on without it
 
 
-class WandbLogger(Observer):
-    """Logs a run to W&B: each epoch as history, the end as summary. Under `wandb agent`, to the agent's run."""
+class Connection:
+    """A run of W&B's. The first thing that fails or hangs is told, and W&B is left alone from then on."""
 
-    def __init__(self, config: RunConfig, mode: str):
+    def __init__(self, values: dict[str, Any], mode: str):
+        """`values` becomes the run's config, less what is None."""
         self.run = None
-        self._attempt("start a run", lambda: self._start(config, mode))
+        values = {name: value for name, value in values.items() if value is not None}
+        self.attempt("start a run", lambda: self._start(values, mode))
 
-    def _start(self, config: RunConfig, mode: str) -> None:
+    def _start(self, values: dict[str, Any], mode: str) -> None:
         import wandb
 
-        settings = wandb.Settings(init_timeout=PATIENCE)
-        values = {name: value for name, value in config.to_dict().items() if value is not None}
+        # create_new: the members of a stack have a run each at the same time
+        settings = wandb.Settings(init_timeout=PATIENCE, reinit="create_new")
         self.run = wandb.init(project=PROJECT, config=values, mode=mode, settings=settings)
 
-    def on_epoch(self, epoch: int, results: dict[str, float]) -> None:
-        self._attempt("log an epoch", lambda: self.run.log(results))
+    def finish(self, summary: dict[str, Any], success: bool) -> None:
+        self.attempt("log the summary", lambda: self.run.summary.update(summary))
+        self.attempt("finish the run", lambda: self.run.finish(exit_code=0 if success else 1))
 
-    def on_end(self, state: str, summary: dict[str, float]) -> None:
-        self._attempt("log the summary", lambda: self.run.summary.update(summary | {"state": state}))
-        self._attempt("finish the run", lambda: self.run.finish(exit_code=0 if state == "finished" else 1))
-
-    def _attempt(self, what: str, act: Callable[[], None]) -> None:
-        """Do something with W&B; the first time that it fails or hangs, say so and leave W&B alone."""
+    def attempt(self, what: str, act: Callable[[], None]) -> None:
         if self.run is None and what != "start a run":
             return
         failure: list[BaseException] = []
@@ -61,6 +65,43 @@ class WandbLogger(Observer):
             print(f"W&B could not {what} ({reason}); the local log has the run all the same", file=sys.stderr)
 
 
+class WandbLogger(Observer):
+    """Logs a run to W&B: each epoch as history, the end as summary. Under `wandb agent`, to the agent's run."""
+
+    def __init__(self, config: RunConfig, mode: str):
+        self.connection = Connection(config.to_dict(), mode)
+
+    def on_epoch(self, epoch: int, results: dict[str, float]) -> None:
+        self.connection.attempt("log an epoch", lambda: self.connection.run.log(results))
+
+    def on_end(self, state: str, summary: dict[str, float], error: str | None = None) -> None:
+        self.connection.finish(summary | {"state": state}, success=state == "finished")
+
+
+def log_cell(connection: Connection, rows: list[dict[str, Any]]) -> None:
+    """Log the runs of a cell to its W&B run, as a table with a row for each (`RunLog.records` with history), and
+    end it.
+
+    A cell of the table is a number or a text; epochs are a text in JSON, and so are infinities.
+    """
+
+    def log_table() -> None:
+        import wandb
+
+        names = list(dict.fromkeys(name for row in rows for name in row if name != "process"))
+        data = [[json.dumps(v) if is_text_in_json(v := row.get(name)) else v for name in names] for row in rows]
+        connection.run.log({MEMBERS: wandb.Table(columns=names, data=data, allow_mixed_types=True)})
+
+    connection.attempt("log the members", log_table)
+    states = Counter(row["state"] for row in rows)
+    connection.finish({f"num_{state}": count for state, count in states.items()}, success="failed" not in states)
+
+
+def is_text_in_json(value: Any) -> bool:
+    """Whether a table holds the value as JSON: lists, and numbers that no JSON has."""
+    return isinstance(value, list) or (isinstance(value, float) and not math.isfinite(value))
+
+
 def wandb_observers(config: RunConfig, mode: str | None) -> list[Observer]:
     """The W&B logger of a run, or nothing for mode None."""
     return [WandbLogger(config, mode)] if mode else []
@@ -73,9 +114,11 @@ def wandb_mode(asked: str | None = None) -> str | None:
 
 
 def records(source: str, history: bool = False) -> Iterator[dict[str, Any]]:
-    """One flat dict for each run of the sweep `entity/project/sweep_id`, as `RunLog.records` gives them.
+    """One flat dict for each run of the sweep `entity/project/sweep_id`, as `RunLog.records` gives them; for a
+    cell, one for each of its runs.
 
-    Runs come a page of hundreds at a time, histories one request a run, several at once. Raises LogError if
+    Runs come a page of hundreds at a time, histories and cells one request a run,
+    several at once. Raises LogError if
     W&B cannot be reached, or has no such sweep.
     """
     import wandb
@@ -89,15 +132,37 @@ def records(source: str, history: bool = False) -> Iterator[dict[str, Any]]:
         if not total:
             raise LogError(f"W&B has no runs of sweep {source}")
         with (
-            ThreadPoolExecutor(8 if history else 1) as pool,
+            ThreadPoolExecutor(8) as pool,
             tqdm(total=total, desc=source, unit="run") as bar,
         ):
-            for record in pool.map(lambda run: as_record(run, history), runs):
+            for records_of_run in pool.map(lambda run: as_records(run, history), runs):
                 bar.update()
-                yield record
+                yield from records_of_run
     except (wandb.Error, ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         raise LogError(f"cannot read {source} from W&B ({reason}); try `wandb login`, or a local source") from error
+
+
+def as_records(run: Any, history: bool) -> list[dict[str, Any]]:
+    """A run of wandb.Api as flat dicts: one, or one for each run of a cell."""
+    table = run.summary.get(MEMBERS)
+    return [as_record(run, history)] if table is None else read_cell(run, table["path"], history)
+
+
+def read_cell(run: Any, path: str, history: bool) -> list[dict[str, Any]]:
+    """The rows of the table that `log_cell` has logged."""
+    with tempfile.TemporaryDirectory() as folder:
+        run.file(path).download(root=folder, replace=True)
+        table = json.loads((Path(folder) / path).read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+
+    def value(name: str, cell: Any) -> Any:
+        return json.loads(cell) if name.startswith(HISTORY) or cell in ("NaN", "Infinity", "-Infinity") else cell
+
+    return [
+        {name: value(name, cell) for name, cell in row.items() if cell is not None and (history or HISTORY not in name)}
+        for row in rows
+    ]
 
 
 def as_record(run: Any, history: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Running runs: one in this process, or many in worker processes that share a log."""
+"""Running runs: a stack of them in this process, or many stacks in worker processes that share a log."""
 
 import dataclasses
 import multiprocessing
@@ -9,14 +9,17 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
 
+import torch
+
 from src.config import RunConfig
 from src.runs import LogError, RunLog
-from src.training import DivergedError, Observer, prepare_process, train
+from src.stacks import batched, members_that_fit
+from src.training import Observer, prepare_process, train_stack
 from src.wandb_runs import wandb_observers
 
 CRASHES = 2  # processes that may die over one run before it counts as failed
@@ -28,58 +31,90 @@ class Interrupted(BaseException):
 
 
 class Recorder(Observer):
-    """Writes a run to the log, as it comes."""
+    """Writes a run to the log, as it comes. `seconds` is its share of the time of its stack."""
 
-    def __init__(self, config: RunConfig, log: RunLog):
-        self.config, self.log = config, log
-        self.began, self.last = time.monotonic(), {}
+    def __init__(self, config: RunConfig, log: RunLog, members: int):
+        self.config, self.log, self.members = config, log, members
+        self.began, self.last, self.state = time.monotonic(), {}, "running"
 
     def on_epoch(self, epoch: int, results: dict[str, float]) -> None:
         self.log.add_epoch(self.config, epoch, results)
         self.last = results
 
     def on_end(self, state: str, summary: dict[str, float], error: str | None = None) -> None:
-        self.log.end(self.config, state, summary, time.monotonic() - self.began, error)
+        self.log.end(self.config, state, summary, (time.monotonic() - self.began) / self.members, error)
+        self.state = state
 
 
-def execute(config: RunConfig, log: RunLog, device: str, observers: Sequence[Observer] = ()) -> str:
-    """Train a claimed run and log it; the state in which it ends: finished, diverged or failed.
+def execute(
+    configs: Sequence[RunConfig], log: RunLog, device: str, observers: Sequence[Sequence[Observer]] | None = None
+) -> list[str]:
+    """Train claimed runs as one stack and log each; the states in which they end: finished, diverged or failed.
 
-    What stops the process (Interrupted, KeyboardInterrupt, LogError) is raised again.
+    A stack that is too large for the GPU's memory is trained in halves. What stops the process (Interrupted,
+    KeyboardInterrupt, LogError) is raised again.
     """
-    log.start(config, device)
-    recorder, error = Recorder(config, log), None
+    observers = observers or [()] * len(configs)
+    recorders = [Recorder(config, log, len(configs)) for config in configs]
+    # The recorder first: nothing that another observer does can lose a result.
+    watching = [[recorder, *own] for recorder, own in zip(recorders, observers, strict=True)]
+    for config in configs:
+        log.start(config, device)
+    too_large = False
     try:
-        _, summary = train(config, device, [recorder, *observers])
-        state = "finished"
-    except DivergedError as diverged:
-        state, summary, error = "diverged", recorder.last, str(diverged)
+        train_stack(configs, device, watching)
     except (KeyboardInterrupt, Interrupted):
-        recorder.on_end("interrupted", recorder.last)
+        for recorder in recorders:
+            if recorder.state == "running":
+                recorder.on_end("interrupted", recorder.last)
         raise
     except LogError:
         raise
-    except Exception:
-        state, summary, error = "failed", recorder.last, traceback.format_exc()
-    recorder.on_end(state, summary, error)  # first: nothing that another observer does can lose it
-    for observer in observers:
-        observer.on_end(state, summary)
-    return state
+    except Exception as error:
+        too_large = isinstance(error, torch.OutOfMemoryError) and len(configs) > 1
+        if not too_large:
+            fail(recorders, watching, traceback.format_exc())
+    if too_large:  # here, where the error and the memory that it held are gone
+        torch.cuda.empty_cache()
+        half = len(configs) // 2
+        return [
+            *execute(configs[:half], log, device, observers[:half]),
+            *execute(configs[half:], log, device, observers[half:]),
+        ]
+    return [recorder.state for recorder in recorders]
+
+
+def fail(recorders: Sequence[Recorder], watching: Sequence[Sequence[Observer]], error: str) -> None:
+    """End the runs that are still running as failed."""
+    for recorder, observers in zip(recorders, watching, strict=True):
+        if recorder.state == "running":
+            for observer in observers:
+                observer.on_end("failed", recorder.last, error)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What each worker of a sweep is given: all points, of which it takes those that nobody else has."""
+    """What each worker of a sweep is given: all stacks, of which it takes the runs that nobody else has."""
 
-    points: Sequence[RunConfig]
+    stacks: Sequence[Sequence[RunConfig]]
     log: Path
     device: str = "cpu"
     wandb_mode: str | None = None  # None: W&B is left alone
+    fit: bool = False  # whether the stacks are to be cut to what the GPU's memory holds
     began: float = field(default_factory=time.time)
+
+    @property
+    def points(self) -> list[RunConfig]:
+        return [config for stack in self.stacks for config in stack]
+
+    def less(self, settled: Container[str]) -> "Job":
+        """The job without runs whose hash is among the settled."""
+        stacks = [[config for config in stack if config.hash not in settled] for stack in self.stacks]
+        return dataclasses.replace(self, stacks=[stack for stack in stacks if stack])
 
 
 def work(job: Job) -> None:
-    """A worker's life: train every point that is neither settled nor in other hands, then wait for those in
+    """A worker's life: train every run that is neither settled nor in other hands, then wait for those in
     other hands, in case their process dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, who then sends SIGTERM
     signal.signal(signal.SIGTERM, interrupt)
@@ -87,18 +122,29 @@ def work(job: Job) -> None:
     prepare_process()
     try:
         log = RunLog(job.log)
-        for wait in (False, True):
-            settled = log.states(settled_since=job.began)
-            for config in job.points:
-                if config.hash not in settled and log.claim(config, wait):
-                    if config.hash not in log.states(settled_since=job.began, of=config):  # still
-                        execute(config, log, job.device, wandb_observers(config, job.wandb_mode))
-                    log.release(config)
+        while (job := job.less(log.states(settled_since=job.began))).stacks:
+            trained = [work_at(stack, log, job) for stack in job.stacks]
+            if not any(trained):
+                other = job.stacks[0][0]
+                log.claim(other, wait=True)
+                log.release(other)
     except LogError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_LOG)
     except Interrupted:
         sys.exit(0)
+
+
+def work_at(stack: Sequence[RunConfig], log: RunLog, job: Job) -> bool:
+    """Train the runs of a stack that are neither settled nor in other hands; whether there were any."""
+    claimed = [config for config in stack if log.claim(config)]
+    ours = [config for config in claimed if not log.states(settled_since=job.began, of=config)]
+    size = members_that_fit(ours) if ours and job.fit else len(ours)
+    for part in batched(ours, size) if ours else []:
+        execute(part, log, job.device, [wandb_observers(config, job.wandb_mode) for config in part])
+    for config in claimed:
+        log.release(config)
+    return bool(ours)
 
 
 def interrupt(*_) -> None:
@@ -111,16 +157,15 @@ def die_with_parent() -> None:
 
 
 def run_job(job: Job, num_workers: int, every: float = 0.5) -> Iterator[None]:
-    """Train the points of a job in worker processes; yields every so many seconds, for the caller to look at
-    the log, and returns when all points are settled.
+    """Train the runs of a job in worker processes; yields every so many seconds, for the caller to look at the
+    log, and returns when all runs are settled.
 
     A worker that dies is replaced; a run over which CRASHES of them died is logged as failed. Raises LogError
     if the log cannot be used. If the caller stops iterating, the workers log what they are at as interrupted
     and end.
     """
     log = RunLog(job.log)
-    settled = log.states(settled_since=job.began)
-    job = dataclasses.replace(job, points=[config for config in job.points if config.hash not in settled])
+    job = job.less(log.states(settled_since=job.began))
     context = multiprocessing.get_context("spawn")
     crashes: Counter[str] = Counter()
     workers: list[multiprocessing.Process] = []
@@ -130,7 +175,7 @@ def run_job(job: Job, num_workers: int, every: float = 0.5) -> Iterator[None]:
         workers[-1].start()
 
     try:
-        for _ in range(min(num_workers, len(job.points))):
+        for _ in range(min(num_workers, len(job.stacks))):
             start()
         while workers:
             connection.wait([worker.sentinel for worker in workers], timeout=every)
@@ -147,7 +192,7 @@ def run_job(job: Job, num_workers: int, every: float = 0.5) -> Iterator[None]:
 
 
 def give_up_on_killers(log: RunLog, pid: int, crashes: Counter[str]) -> None:
-    """Count the death of process `pid` against the run that it was at, which fails when that is too often."""
+    """Count the death of process `pid` against the runs that it was at, which fail when that is too often."""
     for config in log.running(pid):
         crashes[config.hash] += 1
         if crashes[config.hash] >= CRASHES:

@@ -86,6 +86,54 @@ def test_shards_and_dry_run(tmp_path, capsys):
     assert not (tmp_path / "runs.db").exists()
 
 
+def test_a_cell_as_an_agent_passes_it(tmp_path):
+    """Trained as a stack; a sweep over the same runs repeats none of them."""
+    log, once = tmp_path / "runs.db", [o for o in options(tiny()) if not o.startswith(("--seed", "--lr"))]
+    done = run(*once, "--seed=[0, 1]", "--lr=[0.01, 1e-05]", "--stack=4", "--workers=1", "--log", log)
+    assert done.returncode == 0, done.stderr
+    assert "4 done, 0 failed, 0 resumed" in done.stderr
+    rows = load_runs(log)
+    assert sorted(zip(rows["seed"], rows["lr"], strict=True)) == [(0, 1e-5), (0, 0.01), (1, 1e-5), (1, 0.01)]
+    assert rows["process"].nunique() == 1
+    sweep = sweep_file(tmp_path, seed=[0, 1, 2], lr=[0.01])
+    done = run("--sweep", sweep, "--stack=2", "--log", log, "--figures", tmp_path)
+    assert "3 done, 0 failed, 2 resumed" in done.stderr
+    assert len(load_runs(log)) == 5
+
+
+def test_shards_with_a_log_each_are_one_table(tmp_path):
+    sweep = sweep_file(tmp_path, attention_type=["softmax", "linear"], seed=[0, 1, 2])
+    for i in (1, 2):
+        arguments = ["--sweep", sweep, "--shard", f"{i}/2", "--stack=3", "--workers=1", "--figures", tmp_path]
+        done = run(*arguments, "--log", tmp_path / f"shard-{i}.db")
+        assert done.returncode == 0, done.stderr
+        assert load_runs(tmp_path / f"shard-{i}.db")["attention_type"].nunique() == 1  # stacks stay whole
+    assert train.main(["--sweep", f"{sweep}", "--workers=1", f"--log={tmp_path}/all.db", f"--figures={tmp_path}"]) == 0
+    shards, whole = (load_runs(tmp_path / name).set_index("hash").sort_index() for name in ("shard-*.db", "all.db"))
+    assert shards.index.tolist() == whole.index.tolist()
+    for name in ("eval/loss", "1_0_rel_attn_bos_global"):
+        assert shards[name].tolist() == pytest.approx(whole[name].tolist(), rel=1e-4)
+
+
+def test_the_job_array_script(tmp_path):
+    """As a task of a SLURM array runs it; `uv run` is replaced by what it would start."""
+    (tmp_path / "uv").write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} "$@"\n')
+    (tmp_path / "uv").chmod(0o755)
+    sweep = sweep_file(tmp_path, seed=[0, 1, 2])
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_ARRAY_TASK_ID": "2",
+        "SLURM_ARRAY_TASK_COUNT": "3",
+    }
+    done = subprocess.run(
+        ["bash", ROOT / "sweeps" / "slurm.sh", sweep, "--workers=1", "--dry_run"],
+        cwd=ROOT, env=OUTSIDE | environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1 runs; the first:")
+    assert "seed=1" in done.stdout
+
+
 def test_a_diverging_run_ends_with_status_1(tmp_path, capsys):
     bad = [*options(tiny(lr=1e30, use_layernorm=False)), "--log", str(tmp_path / "runs.db")]
     assert train.main(bad) == 1
@@ -112,6 +160,14 @@ def test_a_diverging_run_ends_with_status_1(tmp_path, capsys):
         (["--sweep=sweeps/quick.yaml", "--shard=3/2"], "shard=3/2 must be i/n with i from 1 to n"),
         (["--sweep=sweeps/quick.yaml", "--workers=0"], "workers=0 must be at least 1"),
         (["--log=README.md"], "README.md"),
+        (["--num_heads=[1, 2]"], "num_heads=[1, 2] is a list, which only seed, lr, aux_loss_weight may be"),
+        (["--seed=[]"], "seed=[] is an empty list; give at least one value"),
+        (["--seed=[0, a]"], "seed='a' must be a whole number"),
+        (["--sweep=sweeps/quick.yaml", "--stack=0"], "stack=0 must be auto or a number of at least 1"),
+        (["--stack=2"], "--stack goes with --sweep and with lists"),
+        (["--seed=[0, 1]", "--shard=1/2"], "--shard goes with --sweep"),
+        (["--precision=tf32", "--device=cpu"], "precision=tf32 needs a CUDA GPU"),
+        (["--sweep=sweeps/quick.yaml", "--precision=tf32", "--device=cpu"], "precision=tf32 needs a CUDA GPU"),
     ],
 )
 def test_bad_input_is_one_sentence_before_any_work(arguments, sentence, tmp_path, capsys, monkeypatch):

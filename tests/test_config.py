@@ -95,7 +95,7 @@ def test_a_config_cannot_change():
         ({"task": "classification", "vocab_size": 42}, "vocab_size=42 must be 1 more than a multiple of num_labels=4"),
         ({"task": "classification", "seq_length": 12}, "seq_length=12 must be from 3 to 11"),
         ({"task": "classification", "num_labels": 1}, "num_labels=1 must be at least 2"),
-        ({"precision": "fp16"}, "precision=fp16 is not allowed; choose one of float32, bf16"),
+        ({"precision": "fp16"}, "precision=fp16 is not allowed; choose one of float32, tf32, bf16"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

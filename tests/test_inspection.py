@@ -26,7 +26,7 @@ def test_a_model_is_trained_once_and_then_kept(tmp_path, monkeypatch):
 def test_held_out_sequences_are_those_that_the_run_was_evaluated_on():
     config = tiny()
     model, summary = train(config)
-    results, _ = evaluate(model, TASKS[config.task](config), *held_out(config))
+    (results,), _ = evaluate(model, TASKS[config.task](config), *(x[None] for x in held_out(config)))
     assert results["eval/loss"] == pytest.approx(summary["eval/loss"])
 
 
@@ -70,6 +70,5 @@ def test_the_models_of_the_notebook_are_committed(monkeypatch):
     ]:
         config = RunConfig(attention_type=attention_type, positional_type=positions)
         model, summary = trained(config)
-        inputs, targets = held_out(config)
-        results, _ = evaluate(model, TASKS[config.task](config), inputs, targets)
+        (results,), _ = evaluate(model, TASKS[config.task](config), *(x[None] for x in held_out(config)))
         assert results["eval/acc_induction"] == summary["eval/acc_induction"] > 0.95

@@ -66,10 +66,10 @@ def test_causal_entropy_counts_visible_keys_and_skips_the_first_row():
 
 
 def test_results_are_named_by_layer_and_head():
-    layers = [torch.rand(4, 2, 6), torch.rand(4, 2, 6)]
+    layers = [torch.rand(3, 4, 2, 6), torch.rand(3, 4, 2, 6)]  # three members
     named = metrics.collect(metrics.cls_attention, layers)
-    assert len(named) == 2 * 2 * 4
-    assert named["1_0_abs_attn_max"] == pytest.approx(layers[1][:, 0].amax(-1).mean().item())
+    assert [len(of_member) for of_member in named] == [2 * 2 * 4] * 3
+    assert named[2]["1_0_abs_attn_max"] == pytest.approx(layers[1][2, :, 0].amax(-1).mean().item())
 
 
 def test_pairs_have_different_labels_and_reach_every_sequence():
@@ -109,6 +109,16 @@ LABELS = torch.arange(3).repeat_interleave(5)
 ROWS = [torch.tensor([[[4.0, 3, 2, 1, 99], [1, 2, 3, 4, 99]]]).expand(15, -1, -1)]  # CLS's own weight must not count
 
 
+def mixing(predict, seed, num_pairs):
+    """Label mixing of a single model, `predict` (N, K) → (N,)."""
+    stacked = [x[None] for x in (*ROWS, INPUTS, LABELS)]
+    generator = torch.Generator().manual_seed(seed)
+    (results,) = metrics.label_mixing(
+        lambda tokens: predict(tokens[0])[None], stacked[:1], *stacked[1:], [generator], num_pairs
+    )
+    return results
+
+
 def test_a_model_that_follows_the_first_head_flips_with_its_token():
     """Label by the token whose last digit is 1, which head 0 puts on top: it comes with the mixed-in token."""
 
@@ -116,7 +126,7 @@ def test_a_model_that_follows_the_first_head_flips_with_its_token():
         ones = torch.where(tokens % 10 == 1, tokens, 0).amax(1)
         return ones // 10
 
-    results = metrics.label_mixing(predict, ROWS, INPUTS, LABELS, torch.Generator().manual_seed(0), num_pairs=50)
+    results = mixing(predict, 0, num_pairs=50)
     assert results["mixing/0_0/avg_top1_dominance_rate"] == 1
     assert results["mixing/0_1/avg_top1_dominance_rate"] == 0
     assert results["mixing/0_0/mixed_a_predicts_top1_label"] == 50
@@ -127,14 +137,13 @@ def test_a_model_that_takes_the_majority_never_flips():
     def predict(tokens):
         return (tokens[:, :-1] // 10).mode(1).values
 
-    results = metrics.label_mixing(predict, ROWS, INPUTS, LABELS, torch.Generator().manual_seed(0), num_pairs=50)
+    results = mixing(predict, 0, num_pairs=50)
     assert {k: v for k, v in results.items() if "rate" in k and v} == {}
 
 
 def test_the_two_rates_are_those_of_a_and_of_b():
     """A model that always says label 0 is right about A exactly when A's label is 0."""
-    generator = torch.Generator().manual_seed(3)
-    results = metrics.label_mixing(lambda t: t.new_zeros(len(t)), ROWS, INPUTS, LABELS, generator, num_pairs=600)
+    results = mixing(lambda t: t.new_zeros(len(t)), 3, num_pairs=600)
     a, b = (results[f"mixing/0_0/top1_dominance_rate_{x}"] for x in "ab")
     assert a == pytest.approx(1 / 3, abs=0.07)
     assert b == pytest.approx(1 / 3, abs=0.07)
@@ -142,7 +151,12 @@ def test_the_two_rates_are_those_of_a_and_of_b():
 
 
 def test_one_label_alone_has_no_pairs():
-    assert metrics.label_mixing(lambda t: t, ROWS, INPUTS, torch.zeros(15).long(), torch.Generator()) == {}
+    labels = torch.stack([LABELS, torch.zeros(15).long(), LABELS])
+    rows, inputs = [row.expand(3, -1, -1, -1) for row in ROWS], INPUTS.expand(3, -1, -1)
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1, 0)]
+    results = metrics.label_mixing(lambda t: t[..., 0] // 10, rows, inputs, labels, generators, num_pairs=50)
+    assert results[1] == {}
+    assert results[0] == results[2] == mixing(lambda t: t[:, 0] // 10, 0, num_pairs=50)
 
 
 def test_epsilon_is_the_papers():

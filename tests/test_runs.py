@@ -173,11 +173,25 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_logged(log):
     assert set(log.states().values()) == {"finished"}
 
 
+def test_logs_of_shards_are_one_table_with_each_run_once(tmp_path):
+    """Of a run that two logs have, the one that got furthest."""
+    one, two = (RunLog(tmp_path / f"shard-{i}.db") for i in (1, 2))
+    finish(one, A)
+    two.start(A, "cpu")
+    finish(two, B)
+    table = load_runs(tmp_path / "shard-*.db", history=True).set_index("hash")
+    assert sorted(table.index) == sorted([A.hash, B.hash])
+    assert set(table["state"]) == {"finished"}
+    assert table["history/eval/loss"].tolist() == [[1.5, 0.5]] * 2
+    assert export(str(tmp_path / "shard-*.db"), tmp_path / "all.parquet") == 2
+
+
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
         ("missing.db", "there is no run log missing.db; train.py makes one"),
         ("missing.parquet", "cannot read the table missing.parquet"),
+        ("shard-*.db", r"no run log matches shard-\*.db; train.py makes logs"),
         ("nonsense", "nonsense is no source of runs: give a run log"),
         ("a/b", "a/b is no source of runs"),
         ("/a/b/c", "/a/b/c is no source of runs"),

@@ -26,6 +26,8 @@ def write(path, parameters, **others):
         ("induction_main", 720),
         ("classification_main", 2160),
         ("quick", 18),
+        ("induction_cells", 8640),
+        ("classification_cells", 12960),
     ],
 )
 def test_the_sweeps_have_the_papers_sizes(name, count):
@@ -57,6 +59,19 @@ def test_grid_order_is_wandbs(tmp_path):
     )
     points = [(p.attention_type, p.seed, p.lr) for p in read_sweep(path).points()]
     assert points == [(kind, seed, 0.5) for kind, seed in itertools.product(["softmax", "linear"], [3, 4, 5])]
+
+
+@pytest.mark.parametrize(("task", "cells"), [("induction", 288), ("classification", 864)])
+def test_cells_are_the_same_runs_as_the_plain_sweep(task, cells):
+    plain, by_cell = (read_sweep(SWEEPS / f"{task}{suffix}.yaml") for suffix in ("", "_cells"))
+    assert {point.hash for point in plain.points()} == {point.hash for point in by_cell.points()}
+    assert len(list(by_cell._grid())) == cells
+
+
+def test_points_may_be_cells(tmp_path):
+    path = write(tmp_path, {"seed": {"values": [[0, 1], 5]}, "lr": {"value": [0.1, 0.2, 0.1]}})
+    points = [(p.lr, p.seed) for p in read_sweep(path).points()]
+    assert points == [(0.1, 0), (0.1, 1), (0.2, 0), (0.2, 1), (0.1, 5), (0.2, 5)]
 
 
 def test_repeated_values_are_one_run(tmp_path):
@@ -132,6 +147,11 @@ def test_shards_out_of_range(which):
         ("method: grid\nparameters: {lr: 1}", "parameter lr of .* needs value, values, or min and max"),
         ("method: grid\nparameters: {lr: {values: 1}}", "values of lr must be a list"),
         ("method: grid\nparameters: {lr: {values: []}}", "values of lr must be a list that is not empty"),
+        ("method: grid\nparameters: {seed: {values: [[]]}}", "seed=.. is an empty list; give at least one value"),
+        (
+            "method: grid\nparameters: {num_heads: {values: [[1, 2]]}}",
+            "num_heads=.1, 2. is a list, which only seed, lr, aux_loss_weight may be",
+        ),
         ("method: grid\nparameters: {lr: {values: [1e-2]}}", "lr='1e-2' must be a number"),
         ("method: grid\nparameters: {lr: {min: 0.1, max: 1}}", "parameter lr of a grid needs"),
         ("method: grid\nparameters: {positional_type: {values: [no]}}", "YAML reads no as False"),

@@ -78,21 +78,21 @@ def test_classification_sequences(labels, group, context, seed):
 def test_induction_loss_and_accuracies_by_hand():
     config = tiny(vocab_size=4, seq_length=5, shift_query_token=False, aux_loss_weight=0.5)
     task = Induction(config)
-    targets = torch.tensor([[1, 2, 1, 2]])
-    right = torch.full((1, 4, 4), -50.0).scatter(2, targets[..., None], 50.0)
-    logits = torch.zeros(1, 4, 4)  # every id equally likely: a loss of log 4 at each position
-    logits[0, :2] = right[0, :2]
+    targets = torch.tensor([[[1, 2, 1, 2]]])  # one member, one sequence
+    right = torch.full((1, 1, 4, 4), -50.0).scatter(3, targets[..., None], 50.0)
+    logits = torch.zeros(1, 1, 4, 4)  # every id equally likely: a loss of log 4 at each position
+    logits[:, :, :2] = right[:, :, :2]
     assert task.loss(logits, targets).item() == pytest.approx(math.log(4) * (1 + 0.5 / 3))
     assert task.accuracies(logits, targets) == {"acc_all": 0.5, "acc_induction": 0.0}
     alone = Induction(tiny(vocab_size=4, seq_length=5, shift_query_token=False, aux_loss_weight=0.0))
     assert alone.read == slice(-1, None)
-    assert alone.loss(logits[:, -1:], targets).item() == pytest.approx(math.log(4))
+    assert alone.loss(logits[:, :, -1:], targets).item() == pytest.approx(math.log(4))
     assert alone.loss(logits, targets).item() == pytest.approx(math.log(4))
 
 
 def test_classification_loss_and_accuracy_by_hand():
     task = Classification(tiny("classification"))
-    logits = torch.tensor([[[0.0, 0, 0, 0]], [[0, 100, 0, 0]]])
-    labels = torch.tensor([2, 1])
+    logits = torch.tensor([[[[0.0, 0, 0, 0]], [[0, 100, 0, 0]]]])
+    labels = torch.tensor([[2, 1]])
     assert task.loss(logits, labels).item() == pytest.approx(math.log(4) / 2)
     assert task.accuracies(logits, labels) == {"acc": 0.5}

@@ -128,7 +128,7 @@ def test_the_first_step_is_adamws():
     task, model = TASKS[config.task](config), build_model(config)
     inputs, targets = task.sequences(64, stream(config, "training data"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01, fused=False)
-    loss = task.loss(model(inputs)[0], targets)
+    loss = task.loss(model(inputs[None])[0], targets[None])
     loss.backward()
     optimizer.step()
     record, _, parameters = trained(config)
@@ -147,5 +147,5 @@ def test_devices():
 
 
 def test_the_estimate_grows_with_the_run():
-    few, many = (estimate_seconds(RunConfig(num_train=n, embed_dim=32)) for n in (2_000, 2_000_000))
+    few, many = (estimate_seconds([RunConfig(num_train=n, embed_dim=32)]) for n in (2_000, 2_000_000))
     assert 0 < few < many

@@ -1,18 +1,20 @@
 """W&B: logged to, read from, and never a reason to lose a run."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import types
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from tiny import options, tiny
 
 from src import wandb_runs
 from src.runs import LogError, RunLog, load_runs
-from src.wandb_runs import as_record, wandb_mode, wandb_observers
+from src.wandb_runs import as_record, as_records, wandb_mode, wandb_observers
 from src.workers import execute
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +49,7 @@ def test_a_run_is_logged_and_survives_a_server_that_is_gone(broken, monkeypatch,
     run, asked = Run(broken), {}
     install(monkeypatch, init=lambda **kwargs: asked.update(kwargs) or run)
     config, log = tiny(), RunLog(tmp_path / "runs.db")
-    assert execute(config, log, "cpu", wandb_observers(config, "online")) == "finished"
+    assert execute([config], log, "cpu", [wandb_observers(config, "online")]) == ["finished"]
     assert len(log.row(config)["history"]) == 3
     assert asked["mode"] == "online"
     assert asked["config"] == {k: v for k, v in config.to_dict().items() if v is not None}
@@ -69,7 +71,7 @@ def test_a_login_that_fails_costs_nothing(monkeypatch, tmp_path, capsys):
 
     install(monkeypatch, init=init)
     config, log = tiny(), RunLog(tmp_path / "runs.db")
-    assert execute(config, log, "cpu", wandb_observers(config, "online")) == "finished"
+    assert execute([config], log, "cpu", [wandb_observers(config, "online")]) == ["finished"]
     assert capsys.readouterr().err.count("no API key configured") == 1
 
 
@@ -163,3 +165,33 @@ def test_without_a_login_reading_is_one_sentence(monkeypatch):
     install(monkeypatch, Api=api)
     with pytest.raises(LogError, match=r"cannot read me/p/s from W&B \(api_key not configured \(no-tty\)\); try"):
         load_runs("me/p/s")
+
+
+def test_a_cell_with_the_real_client_and_back(tmp_path):
+    """Logged offline, its file is read as if the server had sent it: the rows of the local log."""
+    one = [o for o in options(tiny(use_layernorm=False)) if not o.startswith(("--seed", "--lr"))]
+    command = [sys.executable, str(ROOT / "train.py"), *one, "--seed=[0, 1]", "--lr=[0.01, 1e30]", "--stack=4"]
+    done = subprocess.run(
+        [*command, "--log=runs.db", "--wandb=offline"], cwd=tmp_path, env=os.environ, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "W&B could not" not in done.stderr
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*/files")  # one run for the cell
+    (path,) = folder.rglob("*.table.json")
+
+    class File:
+        def __init__(self, name):
+            self.name = name
+
+        def download(self, root, replace):
+            (Path(root) / self.name).parent.mkdir(parents=True)
+            shutil.copy(folder / self.name, Path(root) / self.name)
+
+    cell = types.SimpleNamespace(summary={"members": {"path": str(path.relative_to(folder))}}, file=File)
+    for history in (False, True):
+        back = pd.DataFrame.from_records(as_records(cell, history)).set_index("hash").sort_index()
+        local = load_runs(tmp_path / "runs.db", history).set_index("hash").sort_index()
+        assert local["state"].tolist().count("diverged") == 2
+        local = local.drop(columns="process").dropna(axis=1, how="all")
+        pd.testing.assert_frame_equal(back[local.columns], local, check_dtype=False)
+        assert set(back.columns) == set(local.columns)

@@ -103,7 +103,7 @@ def drive(job, num_workers=1, act=lambda: None):
 
 def test_a_killed_worker_is_replaced_and_its_run_done_again(tmp_path):
     configs = [tiny(seed=seed, num_train=4000, num_epochs=20) for seed in range(3)]
-    job = Job(configs, tmp_path / "runs.db")
+    job = Job([[config] for config in configs], tmp_path / "runs.db")
     log, killed = RunLog(job.log), []
 
     def kill_one():
@@ -121,9 +121,33 @@ def test_a_killed_worker_is_replaced_and_its_run_done_again(tmp_path):
     assert not runs["process"].str.endswith(f":{killed[0]}").all()
 
 
+def test_a_killed_stack_is_done_again_whole_and_a_plain_sweep_beside_it_repeats_nothing(tmp_path):
+    """Two jobs on one log at once: six runs as one stack, whose worker is killed in the middle, and the same alone."""
+    configs = [tiny(seed=seed, lr=lr, num_train=4000, num_epochs=20) for lr in (1e-3, 1e-2) for seed in range(3)]
+    stacked, plain = Job([configs], tmp_path / "runs.db"), Job([[c] for c in configs[::-1]], tmp_path / "runs.db")
+    log, killed = RunLog(stacked.log), []
+    first = run_job(stacked, 1, every=0.05)
+    while not killed:
+        next(first)
+        if any(epoch >= 3 for epoch in log.epochs(0).values()):
+            at = load_runs(stacked.log)
+            assert at["state"].tolist() == ["running"] * 6
+            killed.append(int(at["process"].iloc[0].rpartition(":")[2]))
+            os.kill(killed[0], signal.SIGKILL)
+    other = run_job(plain, 1, every=0.05)
+    for _ in first:
+        next(other, None)
+    for _ in other:
+        pass
+    runs = load_runs(stacked.log, history=True)
+    assert runs["state"].tolist() == ["finished"] * 6
+    assert (runs["history/eval/loss"].map(len) == 21).all()
+    assert not runs["process"].str.endswith(f":{killed[0]}").any()
+
+
 def test_a_run_that_kills_its_workers_fails_and_the_others_go_on(tmp_path):
     deadly, fine = tiny(seed=1, num_train=4000, num_epochs=1000), tiny(seed=2)
-    job = Job([deadly, fine], tmp_path / "runs.db")
+    job = Job([[deadly], [fine]], tmp_path / "runs.db")
     log = RunLog(job.log)
 
     killed = set()
@@ -144,20 +168,20 @@ def test_a_run_that_kills_its_workers_fails_and_the_others_go_on(tmp_path):
 
 def test_a_run_that_diverges_is_recorded_and_the_sweep_goes_on(tmp_path):
     bad, good = tiny(lr=1e30, use_layernorm=False), tiny()
-    job = Job([bad, good], tmp_path / "runs.db")
+    job = Job([[bad], [good]], tmp_path / "runs.db")
     drive(job)
     log = RunLog(job.log)
     assert log.states() == {bad.hash: "diverged", good.hash: "finished"}
     assert len(log.row(bad)["history"]) == 2
     assert log.row(bad)["summary"]["epoch"] == 1
-    drive(Job([bad, good], job.log), act=pytest.fail)  # neither is trained again
+    drive(Job([[bad], [good]], job.log), act=pytest.fail)  # neither is trained again
 
 
 def test_results_do_not_depend_on_the_number_of_workers(tmp_path):
     configs = [tiny(task, seed=seed) for task in TASKS for seed in range(2)]
     tables = []
     for num_workers in (1, 2):
-        job = Job(configs, tmp_path / f"{num_workers}.db")
+        job = Job([[config] for config in configs], tmp_path / f"{num_workers}.db")
         drive(job, num_workers)
         table = load_runs(job.log, history=True).set_index("hash").sort_index()
         tables.append(table.drop(columns=["started", "seconds", "process"]))
@@ -173,17 +197,17 @@ class Broken(Observer):
 def test_a_run_that_fails_says_why_and_is_tried_again_next_time(tmp_path):
     config, log = tiny(), RunLog(tmp_path / "runs.db")
     began = time.time()
-    assert execute(config, log, "cpu", [Broken()]) == "failed"
+    assert execute([config], log, "cpu", [[Broken()]]) == ["failed"]
     assert load_runs(log.path)["error"][0].strip().endswith("RuntimeError: something broke")
     assert log.states(settled_since=began)
     assert not log.states(settled_since=time.time())
-    assert execute(config, log, "cpu") == "finished"
+    assert execute([config], log, "cpu") == ["finished"]
     assert load_runs(log.path)["error"].tolist() == [None]
 
 
 def test_a_log_that_workers_cannot_use_ends_the_job(tmp_path, capfd):
     """Here: from a moment on no transaction is allowed to grow the file, as on a full disk."""
-    job = Job([tiny(seed=seed, num_epochs=3) for seed in range(400)], tmp_path / "runs.db")
+    job = Job([[tiny(seed=seed, num_epochs=3)] for seed in range(400)], tmp_path / "runs.db")
     with RunLog(job.log).db as db:
         db.execute("CREATE TRIGGER full BEFORE INSERT ON history BEGIN SELECT RAISE(FAIL, 'disk is full'); END")
     with pytest.raises(LogError, match="a worker could not use the run log .*; what it holds is kept"):

@@ -1,0 +1,49 @@
+"""Which runs train as one stack, and how many at once."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from src.config import RunConfig
+from src.training import train_stack
+
+MARGIN = 0.9  # of the free memory: the rest is for what the allocator cannot use
+
+
+def make_stacks(points: Sequence[RunConfig], size: int | None) -> list[list[RunConfig]]:
+    """The points as stacks of at most `size` runs (None: as many as there are), in the order of their first.
+
+    Runs of one stack differ in seed, lr and aux_loss_weight alone. Those without auxiliary loss stay among
+    themselves: they need the last position only, about half of the work. Runs of one learning rate are
+    neighbours, so that they share a group of the optimiser.
+    """
+    if size == 1:
+        return [[config] for config in points]
+    groups: dict[RunConfig, list[RunConfig]] = {}
+    for config in points:
+        aux = config.aux_loss_weight and 1.0
+        groups.setdefault(dataclasses.replace(config, seed=0, lr=1.0, aux_loss_weight=aux), []).append(config)
+    return [
+        part
+        for group in groups.values()
+        for part in batched(sorted(group, key=lambda config: config.lr), size or len(group))
+    ]
+
+
+def batched(items: list[RunConfig], size: int) -> list[list[RunConfig]]:
+    """The items in parts of `size`, the last perhaps shorter."""
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def members_that_fit(stack: Sequence[RunConfig]) -> int:
+    """How many runs like those of the stack fit on the GPU, judged by the peak of a short trial with two."""
+    trial = [dataclasses.replace(c, num_epochs=1, num_train=2 * c.batch_size) for c in stack[:2]]
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    train_stack(trial, "cuda")
+    each = (torch.cuda.max_memory_allocated() - before) / len(trial)
+    data = stack[0].num_train * 2 * stack[0].seq_length * 8  # bytes of a seed's training sequences, int64
+    return max(1, int(MARGIN * free / (each + data)))
