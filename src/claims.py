@@ -92,6 +92,8 @@ def effects_of_normalising_in(runs: pd.DataFrame, values: pd.Series) -> str:
         if kind.normalised and twins and {name, *twins} <= set(by_seed):
             difference = (by_seed[name] - by_seed[twins[0]]).dropna().to_numpy()
             parts += [f"{kind.label} {interval(*mean_interval(difference), sign='+')}"] if len(difference) else []
+    if not parts:
+        raise LogError("no kernel has runs of one seed with normalisation and without")
     return ", ".join(parts)
 
 
@@ -142,6 +144,7 @@ def learned(runs: pd.DataFrame) -> str:
     parts = []
     for task, accuracy in (("induction", "eval/acc_induction"), ("classification", "eval/acc")):
         group = select(runs, task=task)
+        scores.require_columns(group, [accuracy, "lr"])
         solved = group.loc[group["attention_type"] != "uniform", accuracy] > scores.SOLVED
         counts = [f"lr {lr:g} {part.sum():,} of {len(part):,}" for lr, part in solved.groupby(group["lr"])]
         parts.append(f"{task}: {', '.join(counts)}")
