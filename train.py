@@ -29,7 +29,7 @@ from src.stacks import make_stacks
 from src.sweep import read_sweep, shard
 from src.training import Observer, check_precision, choose_device, estimate_seconds, prepare_process
 from src.wandb_runs import Connection, log_cell, wandb_mode, wandb_observers
-from src.workers import Job, execute, run_job
+from src.workers import Job, WorkersError, execute, run_job
 
 SUMMARY = __doc__.splitlines()[0]
 OPTION_TYPES = {
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    except LogError as error:
+    except (LogError, WorkersError) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
@@ -132,6 +132,9 @@ def explained(error: ArgumentError, known: list[str]) -> ConfigError:
         name, value = key[1], value[1]
         try:
             value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            return ConfigError(f"{name}={value} is not valid YAML; see --help")
+        try:
             checked_list(name, value) if name in FIELDS else as_type(name, value, OPTION_TYPES[name])
         except ConfigError as better:
             return better
@@ -224,7 +227,7 @@ def plan(options: Namespace, points: list[RunConfig]) -> tuple[list[list[RunConf
     products are by oneDNN: see the README."""
     device = choose_device(options.device)
     auto = None if device == "cuda" else 1
-    stacks = shard(make_stacks(points, auto if options.stack == "auto" else int(options.stack)), options.shard)
+    stacks = make_stacks(shard(points, options.shard), auto if options.stack == "auto" else int(options.stack))
     for stack in stacks:
         check_precision(stack[0], device)
     return stacks, device, options.workers or (1 if device == "cuda" else len(os.sched_getaffinity(0)))
@@ -271,7 +274,7 @@ def dry_run(options: Namespace, points: list[RunConfig]) -> int:
         print(" ", report.difference(config))
     sample = [stacks[i] for i in np.linspace(0, len(stacks) - 1, 4, dtype=int)]
     seconds = np.mean([estimate_seconds(stack, device) for stack in sample]) * len(stacks)
-    print(f"About {report.duration(seconds / workers)} with {workers} workers, by a few steps of 4 of them.")
+    print(f"About {report.duration(seconds / workers)} with {workers} workers, judged by a few steps of 4 of the runs.")
     return 0
 
 

@@ -1,7 +1,7 @@
 """What is to be done once a GPU is at hand: check, measure, and train the paper's grids, in calls that resume.
 
 python -m benchmarks.gpu check             # stacks on the GPU against single runs on the CPU: minutes
-python -m benchmarks.gpu speed             # eager against torch.compile; then benchmarks/scale.py
+python -m benchmarks.gpu speed             # eager, torch.compile and CUDA graphs; then benchmarks/scale.py
 python -m benchmarks.gpu grids 9           # goes on with both grids for 9 minutes; again until it says "complete"
 python -m benchmarks.gpu grids 9 tf32 2    # the same in TF32, with two processes on the GPU
 
@@ -22,6 +22,7 @@ from src.config import RunConfig
 from src.runs import ROOT, RunLog
 from src.stacks import make_stacks, members_that_fit
 from src.sweep import read_sweep
+from src.tasks import TASKS
 from src.training import DivergedError, Observer, prepare_process, train, train_stack
 from src.workers import Job, run_job
 
@@ -43,64 +44,110 @@ def first_losses(configs: list[RunConfig], device: str) -> np.ndarray:
     return np.array([losses.losses for losses in seen])
 
 
+def check_losses(config: RunConfig) -> bool:
+    """Whether the first losses of a stack on the GPU are those of its members alone, there and on the CPU."""
+    members = [dataclasses.replace(config, seed=seed, lr=lr) for lr in (1e-4, 1e-3) for seed in (0, 1)]
+    stacked = first_losses(members, "cuda")[::3]
+    worst = [
+        np.max(np.abs(stacked / np.concatenate([first_losses([member], device) for member in members[::3]]) - 1))
+        for device in ("cuda", "cpu")
+    ]
+    good = max(worst) < 1e-4  # the devices round differently, and training carries that on
+    differs = ", ".join(f"{name}={value}" for name, value in config.to_dict().items() if value is not None)
+    failed = "" if good else " FAILED"
+    print(f"{worst[0]:.1e} from singles, {worst[1]:.1e} from the CPU's{failed}: {differs}", flush=True)
+    return good
+
+
+def check_final(num_seeds: int = 20) -> bool:
+    """Whether final metrics of a stack on the GPU are, on average over seeds, those of single runs on the CPU."""
+    one = {"task": "classification", "num_layers": 1, "num_heads": 1}
+    members = [RunConfig(**one, seed=seed) for seed in range(num_seeds)]
+    stacked, alone = train_stack(members, "cuda")[1], [train(member)[1] for member in members]
+    good = True
+    for name in ("eval/loss", "eval/acc", "0_0_rel_attn_max", "0_0_attn_entropy", "mixing/0_0/avg_top1_dominance_rate"):
+        a, b = (np.array([outcome[name] for outcome in outcomes]) for outcomes in (stacked, alone))
+        error = np.std(a - b, ddof=1) / np.sqrt(num_seeds)
+        same = abs(np.mean(a - b)) <= 3 * error + 1e-6
+        good &= same
+        print(f"{name}: {a.mean():.4f} on the GPU, {b.mean():.4f} on the CPU{'' if same else ' FAILED'}", flush=True)
+    return good
+
+
 def check() -> int:
-    """Every attention type of both tasks: stacks on the GPU beside single runs on the CPU; a member that
-    diverges; how many fit. The exit status."""
-    failures = 0
-    for task in ("induction", "classification"):
-        config = RunConfig(task=task, num_train=STEPS * 256, num_epochs=1)
-        for name in ATTENTION:
-            configs = [
-                dataclasses.replace(config, attention_type=name, seed=seed, lr=lr)
-                for lr in (1e-4, 1e-3)
-                for seed in (0, 1)
-            ]
-            stacked = first_losses(configs, "cuda")
-            alone = np.concatenate([first_losses([member], "cpu") for member in configs[::3]])
-            worst = np.max(np.abs(stacked[::3] / alone - 1))
-            good = worst < 1e-3  # the devices round differently, and training carries that on
-            failures += not good
-            print(
-                f"{task}, {name}: largest relative difference of {STEPS} losses {worst:.1e} {'' if good else 'FAILED'}"
-            )
-    bad = [dataclasses.replace(config, seed=seed, lr=lr, use_layernorm=False) for seed, lr in ((0, 1e-3), (0, 1e30))]
+    """Every attention type and shape of both tasks: stacks on the GPU beside single runs there and on the CPU; final
+    metrics; a member that diverges; other precisions; how many runs fit. The exit status."""
+    few = {"num_train": STEPS * 256, "num_epochs": 1}
+    variants = [{"task": task, "attention_type": name} for task in TASKS for name in ATTENTION]
+    variants += [
+        {"aux_loss_weight": aux, "positional_type": positions, "shift_query_token": shift}
+        for aux in (0.0, 0.2)
+        for positions in ("add", "no")
+        for shift in (True, False)
+    ]
+    sizes = {"task": "classification", "num_layers": 1, "num_heads": 1, "vocab_size": 161}
+    variants += [sizes | {"use_mlp": False}, sizes | {"use_layernorm": False}]
+    good = check_final()
+    for fields in variants:
+        good &= check_losses(RunConfig(**few, **fields))
+    config = RunConfig(**few, task="classification", use_layernorm=False)
+    bad = [dataclasses.replace(config, seed=seed, lr=lr) for seed, lr in ((0, 1e-3), (0, 1e30))]
     fine, gone = train_stack(bad, "cuda")[1]
-    good = isinstance(gone, DivergedError) and np.isfinite(fine["eval/loss"])
-    print(f"a diverging member ends alone {'' if good else 'FAILED'}")
+    alone = isinstance(gone, DivergedError) and np.isfinite(fine["eval/loss"])
+    print(f"a diverging member ends alone{'' if alone else ' FAILED'}")
+    for precision in ("tf32", "bf16"):
+        accuracy = train(RunConfig(task="classification", precision=precision), "cuda")[1]["eval/acc"]
+        good &= accuracy > 0.95
+        print(f"accuracy in {precision}: {accuracy:.3f}")
     print(f"{members_that_fit([RunConfig(seed=seed) for seed in range(2)])} runs of the default induction fit")
-    train(RunConfig(task="classification", precision="tf32", num_train=2560), "cuda")
-    return int(failures + (not good) > 0)
+    return int(not (good and alone))
 
 
 def speed() -> None:
-    """A step of the grids' stacks of 15, eager and compiled."""
+    """A step of the grids' stacks of 15: eager, compiled, and compiled and captured as a CUDA graph."""
     for name, fields in scale.SETTINGS.items():
-        eager, compiled = (scale.Steps(RunConfig(**fields), 15) for _ in range(2))
+        eager, compiled, captured = (scale.Steps(RunConfig(**fields), 15) for _ in range(3))
         compiled.model.compile()
-        times = [[1e3 * scale.seconds(step) for _ in range(40)][20:] for step in (eager, compiled)]
-        print(
-            f"{name}, stack of 15: eager {np.median(times[0]):.3g} ms, compiled {np.median(times[1]):.3g} ms",
-            flush=True,
-        )
-    scale.main([])
+        captured.model.compile(mode="reduce-overhead")
+        steps, shown = {"eager": eager, "compiled": compiled, "captured": captured}, []
+        for kind, step in list(steps.items()):
+            try:
+                step()
+            except Exception as error:  # a machine without a compiler, say
+                shown.append(f"{kind} fails ({type(error).__name__})")
+                del steps[kind]
+        times = zip(steps, scale.in_turns(list(steps.values())), strict=True)
+        shown += [f"{kind} {1e3 * duration:.3g} ms" for kind, duration in times]
+        print(f"{name}, stack of 15: {', '.join(shown)}", flush=True)
+    scale.main(["steps", "sweeps"])
 
 
-def grids(minutes: float = 9, precision: str = "float32", workers: int = 1) -> None:
-    """Train what the log lacks of both grids, as long as the time allows."""
+def grids(minutes: float = 9, precision: str = "float32", workers: int = 1) -> int:
+    """Train what the log lacks of both grids, as long as the time allows; the exit status: 1 if runs failed."""
     points = [
         config
         for task in ("classification", "induction")
         for config in read_sweep(ROOT / "sweeps" / f"{task}.yaml", fixed={"precision": precision}).points()
     ]
     job = Job(make_stacks(points, None), ROOT / "logs" / f"gpu_{precision}.db", "cuda", fit=True)
-    log, deadline = RunLog(job.log), time.monotonic() + 60 * minutes
+    log, began = RunLog(job.log), time.monotonic()
     hashes = {config.hash for config in points}
     before = len(log.states(settled_since=job.began).keys() & hashes)
+    minute = 0
     for _ in run_job(job, workers):
-        if time.monotonic() > deadline:
+        passed = (time.monotonic() - began) / 60
+        if passed > minute:
+            states = {h: state for h, state in log.states(settled_since=job.began).items() if h in hashes}
+            print(f"{minute} min: {len(states)} of {len(points)} runs", flush=True)
+            minute += 1
+        if passed > minutes:
             break
-    done = len(log.states(settled_since=job.began).keys() & hashes)
-    print(f"{done} of {len(points)} runs, {done - before} of them now" + (": complete" if done == len(points) else ""))
+    states = {h: state for h, state in log.states(settled_since=job.began).items() if h in hashes}
+    failed = sum(state == "failed" for state in states.values())
+    complete = len(states) == len(points) and not failed
+    print(f"{len(states)} of {len(points)} runs, {len(states) - before} of them now, {failed} failed", end="")
+    print(": complete" if complete else "")
+    return int(failed > 0)
 
 
 if __name__ == "__main__":
@@ -114,6 +161,9 @@ if __name__ == "__main__":
             speed()
         case ["grids", *rest]:
             kinds = (float, str, int)
-            grids(*(kind(text) for kind, text in zip(kinds, rest, strict=False)))
+            try:
+                sys.exit(grids(*(kind(text) for kind, text in zip(kinds, rest, strict=False))))
+            except ValueError as error:  # ConfigError is one
+                sys.exit(f"error: {error}")
         case _:
             sys.exit(__doc__)

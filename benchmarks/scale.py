@@ -50,12 +50,16 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def peak() -> float:
-    """FLOP/s of a large matrix product in float32, the best of several: on a CPU on one thread, by oneDNN."""
+def peak(precision: str) -> float:
+    """FLOP/s of a large matrix product, the best of several: on a CPU on one thread, by oneDNN."""
     n = 8192 if CUDA else 1024
-    a = torch.randn(n, n, device=DEVICE)
+    a = torch.randn(n, n, device=DEVICE, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     product = a.__matmul__ if CUDA else lambda b: torch.ops.mkldnn._linear_pointwise(b, b, None, "none", [], "")
-    return 2 * n**3 / min(seconds(lambda: product(a)) for _ in range(10))
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        return 2 * n**3 / min(seconds(lambda: product(a)) for _ in range(10))
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 class Steps:
@@ -86,23 +90,22 @@ def flop(config: RunConfig) -> int:
     return counter.get_total_flops()
 
 
-def step_seconds(config: RunConfig) -> list[float]:
-    """Median time of a step of stacks of each of SIZES, in turns."""
-    steps = [Steps(config, size) for size in SIZES]
+def in_turns(steps: list[Callable[[], object]]) -> list[float]:
+    """Median time of each of the steps, called in turns; the first turn is left out."""
     turns, calls = (5, 10) if CUDA else (4, 4)
     times = np.array([[[seconds(step) for _ in range(calls)] for step in steps] for _ in range(turns)])
     return np.median(times[1:], axis=(0, 2)).tolist()
 
 
 def measure_steps() -> str:
-    most = peak()
-    lines = [f"Large float32 matrix products: {most / 1e9:.0f} GFLOP/s.", ""]
-    lines += ["| stack | ms a step and run | runs a minute | GFLOP/s | of the large product's |", "| --- " * 5 + "|"]
+    lines = ["| stack | ms a step and run | runs a minute | GFLOP/s | of the large product's |", "| --- " * 5 + "|"]
     for precision in ("float32", "tf32", "bf16") if CUDA else ("float32",):
+        most = peak(precision)
+        lines.append(f"| large matrix products, {precision} | | | {most / 1e9:.0f} | 100% |")
         for name, fields in SETTINGS.items():
             config = RunConfig(**fields, precision=precision)
             work = flop(dataclasses.replace(config, precision="float32"))
-            for size, duration in zip(SIZES, step_seconds(config), strict=True):
+            for size, duration in zip(SIZES, in_turns([Steps(config, size) for size in SIZES]), strict=True):
                 each = duration / size
                 runs = 60 / (each * num_steps(config))
                 shown = f"{1e3 * each:.3g} | {runs:.3g} | {work / each / 1e9:.3g} | {work / each / most:.0%}"

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from src import scores
 from src.attention import ATTENTION
-from src.runs import HISTORY, LogError
+from src.runs import HISTORY
 
 COLUMN, PAGE = 3.25, 6.75  # widths in inches: one column of the paper, and both
 FOLDER = Path(__file__).parents[1] / "visualizations" / "fig"
@@ -81,29 +81,39 @@ PUBLISHED_TYPES = [name for name in ATTENTION if name != "uniform"]
 # Bars
 
 
-def draw_bars(axes: Axes, runs: pd.DataFrame, values: pd.Series, types: Sequence[str]) -> None:
+CROSS = {"marker": "x", "color": "red", "markersize": 5, "linestyle": "none"}
+
+
+def draw_bars(axes: Axes, runs: pd.DataFrame, values: pd.Series, types: Sequence[str], size: float = 6) -> None:
     """Mean of `values` (indexed as `runs`) by attention type: kernels side by side, with and without
-    normalisation, with intervals over seeds and the number of runs; a red cross where there is none."""
+    normalisation, with intervals over seeds; a red cross where no run has a value. Above, in `size` points: how
+    many have, of how many were trained if not all have."""
     kernels = list(dict.fromkeys(ATTENTION[name].label for name in types))
-    summary = scores.by_type(runs, values)
+    summary, trained = scores.by_type(runs, values), runs["attention_type"].value_counts()
     for name in types:
         kind = ATTENTION[name]
         alone = kind.label == "softmax"  # which has no twin without normalisation
         x = kernels.index(kind.label) + (0 if alone else -0.2 if kind.normalised else 0.2)
-        if name not in summary.index:
-            axes.plot(x, 0.03, "x", color="red", markersize=5, clip_on=False)
-            continue
-        bar = summary.loc[name]
-        colour = KERNEL_COLOURS[kind.label]
-        fill = colour if kind.normalised else "white"
-        axes.bar(x, bar["mean"], 0.36, color=fill, edgecolor=colour, linewidth=1)
-        if bar["seeds"] > 1:
-            below, above = bar["mean"] - bar["low"], bar["high"] - bar["mean"]
-            axes.errorbar(x, bar["mean"], [[below], [above]], color="black", linewidth=0.8, capsize=1.5)
-        axes.annotate(f"{bar['runs']:.0f}", (x, 1.08), ha="center", fontsize=4, color="grey")
+        count = 0
+        if name in summary.index:
+            count = int(summary.loc[name, "runs"])
+            draw_bar(axes, x, summary.loc[name], KERNEL_COLOURS[kind.label], kind.normalised)
+        else:
+            axes.plot(x, 0.03, **CROSS, clip_on=False)
+        if name in trained.index:
+            text = f"{count}" if count == trained[name] else f"{count}/{trained[name]}"
+            axes.annotate(text, (x, 1.08), ha="center", fontsize=size, color="dimgrey")
     axes.set_xticks(range(len(kernels)), kernels)
     axes.set(xlim=(-0.6, len(kernels) - 0.4), ylim=(0, 1.2))
     axes.set_yticks([0, 0.5, 1])
+
+
+def draw_bar(axes: Axes, x: float, bar: pd.Series, colour: str, normalised: bool) -> None:
+    """One bar, a row of `scores.by_type`, with its interval."""
+    axes.bar(x, bar["mean"], 0.36, color=colour if normalised else "white", edgecolor=colour, linewidth=1)
+    if bar["seeds"] > 1:
+        below, above = bar["mean"] - bar["low"], bar["high"] - bar["mean"]
+        axes.errorbar(x, bar["mean"], [[below], [above]], color="black", linewidth=0.8, capsize=1.5)
 
 
 def bar_figure(
@@ -124,7 +134,7 @@ def bar_figure(
     groups = list(runs.groupby(list(by))) if by and len(runs) else [((), runs)]
     measured = [score(group) for _, group in groups]
     if all(values.empty for values in measured):
-        warnings.warn(f"no run for “{label}” ({rule}): crosses instead of bars", stacklevel=3)
+        warnings.warn(f"no run for “{label}” ({rule}): crosses instead of bars".replace("\n", " "), stacklevel=3)
     num_rows = -(-len(groups) // columns)
     width = COLUMN if columns == 1 else PAGE
     height = 0.75 + num_rows * (1.55 if columns < 3 else 1.15)
@@ -132,7 +142,7 @@ def bar_figure(
     for axes in grid.flat[len(groups) :]:
         axes.set_visible(False)
     for axes, (values, group), of_runs in zip(grid.flat, groups, measured, strict=False):
-        draw_bars(axes, group, of_runs, types)
+        draw_bars(axes, group, of_runs, types, size=6 if columns < 3 else 4.5)
         if by and len(values):
             title = textwrap.fill(panel_title(by, values), 120 // columns - 4)
             axes.set_title(title, fontsize=7 if columns < 4 else 6, pad=3)
@@ -147,24 +157,26 @@ def bar_figure(
     for normalised in (True, False):
         name = "normalised" if normalised else "not normalised"
         grid[0, 0].bar(np.nan, np.nan, color="grey" if normalised else "white", edgecolor="grey", label=name)
-    figure.legend(loc="outside upper center", ncols=2)
+    grid[0, 0].plot([], [], **CROSS, label="no such run")
+    figure.legend(loc="outside upper center", ncols=3, columnspacing=1.2)
     pooled = runs.loc[[place for values in measured for place in values.index]]
-    add_note(figure, f"number of runs; {rule}", pooled.drop(columns=list(by)))
+    how = "Pooled" if len(groups) == 1 else "In all"
+    add_note(figure, f"number of runs; {rule}", pooled.drop(columns=list(by)), how)
     return figure
 
 
-def add_note(figure: Figure, rest: str, runs: pd.DataFrame) -> None:
+def add_note(figure: Figure, rest: str, runs: pd.DataFrame, pooled: str = "Pooled") -> None:
     """A line below the figure: what its means and intervals are over."""
-    note = f"Mean, 95% bootstrap interval over seeds, {rest}. Pooled: {scores.what_varies(runs)}"
+    note = f"Mean, 95% t interval over seeds, {rest}. {pooled}: {scores.what_varies(runs)}"
     fixed = {name: set(runs[name]) for name in ("lr", "num_layers", "num_heads") if name in runs}
     note += "".join(f"; {name} {values.pop():g}" for name, values in fixed.items() if len(values) == 1)
-    figure.supxlabel(textwrap.fill(note, int(23 * figure.get_figwidth())), fontsize=5.5, color="grey")
+    figure.supxlabel(textwrap.fill(note, int(21 * figure.get_figwidth())), fontsize=6, color="dimgrey")
 
 
-def require_runs(runs: pd.DataFrame, what: str) -> None:
-    """LogError where a figure that has no place for crosses has no run to show."""
-    if not len(runs):
-        raise LogError(f"no run to draw {what} of; train some, or name another source")
+def warn_if_empty(some: bool, what: str) -> None:
+    """Warn of a figure that has nothing to show."""
+    if not some:
+        warnings.warn(f"no run for {what}: an empty figure", stacklevel=3)
 
 
 def panel_title(fields: Sequence[str], values: Sequence[Any]) -> str:
@@ -213,7 +225,7 @@ def sink_proportions(
     return bar_figure(
         scores.select(runs, lr=lrs),
         lambda group: scores.sink_shares(group, threshold, min_accuracy, score),
-        f"heads with {'|w| share' if magnitudes else 'sink score'} > {threshold}",
+        f"share of heads with\n{'|w| share' if magnitudes else 'sink score'} > {threshold}",
         rule=f"runs with accuracy > {min_accuracy}",
         **panels,
     )
@@ -247,17 +259,19 @@ def attention_map(weights: np.ndarray, names: Sequence[str]) -> Figure:
     return figure
 
 
-def attention_maps(models: dict[str, np.ndarray], names: Sequence[str]) -> Figure:
-    """The heads (H, T, T) of each model, by attention type, on one sequence side by side, with the scale of colours."""
+def attention_maps(models: dict[str, np.ndarray], names: Sequence[str], positions: dict[str, str]) -> Figure:
+    """The heads (H, T, T) of each model, by attention type, on one sequence side by side, with the scale of colours
+    and, above each head, the range of its weights. positions: how each model has them, `positional_type`."""
     num_heads = max(map(len, models.values()))
     figure, grid = plt.subplots(len(models), num_heads, figsize=(PAGE, 1.62 * len(models)), squeeze=False)
     for row, (title, heads) in zip(grid, models.items(), strict=True):
         for head, (axes, weights) in enumerate(zip(row, heads, strict=True)):
             draw_map(axes, weights, names)
-            axes.set_title(f"head {head}", fontsize=6, pad=2)
+            span = f"{weights.min():.1f} to {weights.max():.1f}".replace("-", "−")
+            axes.set_title(f"head {head}: {span}", fontsize=6, pad=2)
         kind = ATTENTION[title]
         suffix = "" if kind.normalised else ",\nnot normalised"
-        row[0].set_ylabel(f"{kind.label}{suffix}\nquery")
+        row[0].set_ylabel(f"{kind.label}{suffix}\n(positions: {positions[title]})\nquery", fontsize=7)
     for axes in grid[-1]:
         axes.set_xlabel("key", fontsize=6)
     figure.colorbar(grid[0, 0].collections[0], ax=grid, shrink=0.5, label="attention weight", extend="both", aspect=30)
@@ -292,12 +306,13 @@ def flip_rate_by_size(runs: pd.DataFrame) -> Figure:
     """Flip rate against the number of heads, a panel for each number of layers, by attention type: mean and
     interval over seeds."""
     scores.require_columns(runs, ["num_layers", "num_heads", "attention_type", "seed"])
-    require_runs(runs, "flip rates by size")
-    layers = sorted(runs["num_layers"].unique())
+    warn_if_empty(len(runs) > 0, "flip rates by size")
+    layers = sorted(runs["num_layers"].unique()) or [1]
     figure, grid = plt.subplots(1, len(layers), figsize=(PAGE, 2.5), sharey=True, squeeze=False)
     for axes, num_layers in zip(grid[0], layers, strict=True):
         group = runs[(runs["num_layers"] == num_layers) & runs["attention_type"].isin(PUBLISHED_TYPES)]
         rates = scores.flip_rates(group)
+        group = group.loc[rates.index]
         sizes = {n: scores.by_type(part, rates[part.index]) for n, part in group.groupby("num_heads")}
         for name in group["attention_type"].unique():
             line = pd.DataFrame({n: table.loc[name] for n, table in sizes.items() if name in table.index}).T
@@ -326,6 +341,25 @@ def sample_tracking(rows: np.ndarray, tokens: np.ndarray) -> Figure:
         axes.set(xscale="log", xlabel="training step", ylim=(-0.02, 1.02), title=f"label {label}")
         axes.legend(title="token", fontsize=5, title_fontsize=5, loc="center right", ncols=2)
     grid[0].set_ylabel("attention of CLS")
+    return figure
+
+
+def polarization_by_step(entropies: dict[str, np.ndarray], orders: dict[str, np.ndarray]) -> Figure:
+    """Normalised entropy of CLS rows, and the share of pairs of keys that have the order of the end, after each
+    step: means and intervals over the seeds of (seeds, steps), by attention type."""
+    figure, panels = plt.subplots(1, 2, figsize=(PAGE, 2.1))
+    for axes, lines in zip(panels, (entropies, orders), strict=True):
+        for name, values in lines.items():
+            line = {step: scores.mean_interval(at_step) for step, at_step in enumerate(values.T, start=1)}
+            draw_line(axes, name, pd.DataFrame.from_dict(line, orient="index", columns=["mean", "low", "high"]))
+        axes.set(xscale="log", xlabel="training step", ylim=(0, 1.02))
+    panels[0].set_ylabel("normalised entropy")
+    panels[1].set_ylabel("pairs of tokens\nin the order of the end")
+    panels[1].axhline(0.5, color="grey", linewidth=0.6, linestyle=":")
+    panels[1].annotate("by chance", (1, 0.43), fontsize=6, color="dimgrey")
+    panels[1].legend(loc="lower right")
+    num_seeds = len(next(iter(entropies.values())))
+    figure.supxlabel(f"Mean, 95% t interval over {num_seeds} seeds", fontsize=6, color="dimgrey")
     return figure
 
 
@@ -365,9 +399,9 @@ def polarization(runs: pd.DataFrame) -> Figure:
     """
     scores.require_columns(runs, [HISTORY + "step", "num_layers", "attention_type", "seed"])
     runs = runs[runs[HISTORY + "step"].map(np.ndim) == 1]
-    require_runs(runs, "polarization over training")
+    warn_if_empty(len(runs) > 0, "polarization over training")
     kernels = [k for k in KERNEL_COLOURS if k != "uniform"]
-    layers = range(int(runs["num_layers"].max()))
+    layers = range(int(runs["num_layers"].max())) if len(runs) else [0]
     size = (PAGE, 0.7 + 1.2 * len(layers))
     figure, grid = plt.subplots(len(layers), len(kernels), figsize=size, sharex=True, sharey=True, squeeze=False)
     for layer, kernel in itertools.product(layers, kernels):
@@ -381,7 +415,8 @@ def polarization(runs: pd.DataFrame) -> Figure:
             axes.set_title(kernel, pad=3)
         if kernel == kernels[0]:
             axes.set_ylabel(f"layer {layer}" if len(layers) > 1 else "normalised entropy")
-    grid[-1, len(kernels) // 2].set_xlabel("training step")
+        if layer == layers[-1]:
+            axes.set_xlabel("training step", fontsize=7)
     add_note(figure, "all runs", runs)
     if len(layers) > 1:
         figure.supylabel("normalised entropy of attention", fontsize=8)

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from src import metrics
 from src.config import RunConfig
 from src.progress import ProgressBar
 from src.runs import ROOT, git_commit
@@ -76,6 +77,15 @@ class ClsRecorder(Observer):
     @property
     def rows(self) -> Tensor:
         return torch.stack(self._rows)
+
+
+def entropy_and_order(config: RunConfig, sequences: int = 200) -> tuple[Tensor, Tensor]:
+    """Train a classification run; how its last layer's CLS rows on some evaluation sequences change with every step:
+    their normalised entropy, and the share of pairs of keys in the order of the end (`metrics.order_kept`), mean
+    over heads, (steps,) each."""
+    recorder = ClsRecorder(held_out(config)[0][:sequences])
+    train(config, observers=[recorder])
+    return metrics.row_entropy(recorder.rows).mean(-1), metrics.order_kept(recorder.rows)
 
 
 def one_of_each(labels: Tensor) -> Tensor:

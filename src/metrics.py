@@ -72,6 +72,14 @@ def causal_entropy(weights: Tensor) -> Tensor:
     return (entropy(weights[..., 1:, :]) / visible.log()).mean((-3, -1))
 
 
+def order_kept(rows: Tensor) -> Tensor:
+    """The share of pairs of keys whose weights have, at each step, the order of the last step: rows (steps, ..., K)
+    → (steps,). That it is kept from the start is Theorem 3.2a of the paper, of the flow."""
+    first, second = torch.triu_indices(rows.shape[-1], rows.shape[-1], 1, device=rows.device)
+    greater = rows[..., first] > rows[..., second]  # (steps, ..., pairs)
+    return (greater == greater[-1]).float().flatten(1).mean(1)
+
+
 def collect(metric: Callable[[Tensor], dict[str, Tensor]], layers: list[Tensor]) -> list[dict[str, float]]:
     """`metric` of each layer's weights (S, B, H, Q, K), for each member named {layer}_{head}_{name}."""
     results = [metric(weights) for weights in layers]

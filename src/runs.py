@@ -345,6 +345,8 @@ def _load_parquet(path: Path, history: bool) -> "pd.DataFrame":
     import pandas as pd
     import pyarrow.parquet as pq
 
+    if not path.is_file():
+        raise LogError(f"there is no table {path}; `python -m src.runs export` makes one, or name another source")
     try:
         names = pq.read_schema(path).names
         return pd.read_parquet(path, columns=[n for n in names if history or not n.startswith(HISTORY)])

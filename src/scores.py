@@ -5,12 +5,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t
 
 from src.config import FIELDS
 from src.runs import HISTORY, LogError
 
 SOLVED = 0.95  # accuracy above which a run is said to solve its task
 SINK = 0.9  # sink score above which a head is a sink
+
+
+# What tells the runs of a task apart, in the paper's figures.
+SETTINGS = {
+    "induction": ("lr", "num_layers", "num_heads", "aux_loss_weight", "shift_query_token", "positional_type"),
+    "classification": ("lr", "num_layers", "num_heads", "vocab_size", "use_mlp", "use_layernorm"),
+}
 
 
 def require_columns(runs: pd.DataFrame, names: Sequence[str]) -> None:
@@ -22,6 +30,23 @@ def require_columns(runs: pd.DataFrame, names: Sequence[str]) -> None:
         raise LogError(f"the table of runs lacks {', '.join(missing)}; is it of the other task, or of other code?")
 
 
+def of_task(runs: pd.DataFrame, task: str) -> pd.DataFrame:
+    """The finished runs of a task; LogError where there are none, or where it lacks what tells them apart."""
+    require_columns(runs, ["task", "state", "attention_type", "seed", *SETTINGS[task]])
+    chosen = select(runs, task=task)
+    if not len(chosen):
+        raise LogError(f"the table has no finished run of {task}; train some, or name another source")
+    return chosen
+
+
+def commonest(runs: pd.DataFrame, name: str) -> Any:
+    """The value of a field that most runs have; where several are as common, the default of RunConfig if it is one."""
+    counts = runs[name].value_counts()
+    most = list(counts.index[counts == counts.max()])
+    default = FIELDS[name].default
+    return default if default in most else min(most)
+
+
 def select(runs: pd.DataFrame, **fields: Any) -> pd.DataFrame:
     """The finished runs whose fields have these values: one each, a list of them, or None for any."""
     require_columns(runs, ["state", *fields])
@@ -30,6 +55,13 @@ def select(runs: pd.DataFrame, **fields: Any) -> pd.DataFrame:
         if values is not None:
             chosen &= runs[name].isin(values if isinstance(values, list | tuple) else [values])
     return runs[chosen]
+
+
+def usual(runs: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """The runs that have the commonest value of each of these fields."""
+    for name in names if len(runs) else ():
+        runs = runs[runs[name] == commonest(runs, name)]
+    return runs
 
 
 def head_columns(runs: pd.DataFrame, metric: str, layer: int | None = None, prefix: str = "") -> list[str]:
@@ -85,22 +117,27 @@ def first_token_shares(runs: pd.DataFrame) -> pd.Series:
 
 
 def mean_interval(
-    values: np.ndarray, seeds: np.ndarray | None = None, level: float = 0.95, resamples: int = 2000
+    values: np.ndarray,
+    seeds: np.ndarray | None = None,
+    level: float = 0.95,
+    bounds: tuple[float, float] = (0, 1),
 ) -> tuple[float, float, float]:
-    """Mean of `values` (runs,) and the bootstrap percentile interval of it over seeds: (mean, low, high).
+    """Mean of `values` (runs,) and Student's t interval of it over seeds: (mean, low, high).
 
-    Seeds (runs,), not runs, are resampled: runs of one seed share their data, whatever else differs. By
-    default every run has its own. As in rliable (Agarwal et al., 2021) the interval stays within the values
-    seen, so that of few seeds it covers the true mean less often than `level` (of normal values: 84% for 5
-    seeds, 75% for 3); it is a point for a single seed, which says nothing of the spread.
+    Seeds (runs,), not runs, are what is independent: runs of one seed share their data, whatever else differs, so
+    that the standard error is that of a mean over clusters. By default every run has its own. The interval is cut
+    to `bounds`, between which a mean can be. It is a point where all seeds agree, and for a single one, which says
+    nothing of the spread.
     """
     values = np.asarray(values, dtype=float)
     _, member = np.unique(np.arange(len(values)) if seeds is None else seeds, return_inverse=True)
     totals, counts = np.bincount(member, values), np.bincount(member)  # by seed
-    picks = np.random.default_rng(0).integers(len(totals), size=(resamples, len(totals)))
-    means = totals[picks].sum(1) / counts[picks].sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return values.mean(), low, high
+    mean, num = values.mean(), len(totals)
+    if num == 1:
+        return mean, mean, mean
+    error = np.sqrt(num / (num - 1) * np.sum((totals - mean * counts) ** 2)) / len(values)
+    reach = t.ppf((1 + level) / 2, num - 1) * error
+    return mean, max(mean - reach, bounds[0]), min(mean + reach, bounds[1])
 
 
 def by_type(runs: pd.DataFrame, values: pd.Series) -> pd.DataFrame:
@@ -125,10 +162,14 @@ def curve(runs: pd.DataFrame, metric: str, layer: int | None = None) -> pd.DataF
         raise LogError(f"no run has a history of {metric}; load the runs with history=True")
     points = []
     for _, run in runs.iterrows():
-        mean = np.mean([values for values in run[columns] if np.ndim(values)], axis=0)
-        points.append(pd.DataFrame({"step": run[HISTORY + "step"], "seed": run["seed"], "value": mean}))
-    by_step = pd.concat(points).dropna().groupby("step")
-    lines = {step: mean_interval(group["value"].to_numpy(), group["seed"].to_numpy()) for step, group in by_step}
+        if heads := [values for values in run[columns] if np.ndim(values)]:  # none in a layer that the run lacks
+            mean = np.mean(heads, axis=0)
+            points.append(pd.DataFrame({"step": run[HISTORY + "step"], "seed": run["seed"], "value": mean}))
+    bounds = (0, np.inf if metric.endswith("loss") else 1)
+    lines = {
+        step: mean_interval(group["value"].to_numpy(), group["seed"].to_numpy(), bounds=bounds)
+        for step, group in pd.concat(points).dropna().groupby("step")
+    }
     return pd.DataFrame.from_dict(lines, orient="index", columns=["mean", "low", "high"])
 
 

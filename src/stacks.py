@@ -36,14 +36,23 @@ def batched(items: list[RunConfig], size: int) -> list[list[RunConfig]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
+def evenly(items: list[RunConfig], size: int) -> list[list[RunConfig]]:
+    """The items in as few parts of at most `size` as there can be, of about one length."""
+    return batched(items, -(-len(items) // -(-len(items) // size)))
+
+
 def members_that_fit(stack: Sequence[RunConfig]) -> int:
-    """How many runs like those of the stack fit on the GPU, judged by the peak of a short trial with two."""
+    """How many runs like those of the stack fit on the GPU, judged by the peak of a short trial with two; 1 where
+    even those do not."""
     trial = [dataclasses.replace(c, num_epochs=1, num_train=2 * c.batch_size) for c in stack[:2]]
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    train_stack(trial, "cuda")
+    try:
+        train_stack(trial, "cuda")
+    except torch.OutOfMemoryError:  # another process may have taken the memory meanwhile
+        return 1
     each = (torch.cuda.max_memory_allocated() - before) / len(trial)
     data = stack[0].num_train * 2 * stack[0].seq_length * 8  # bytes of a seed's training sequences, int64
     return max(1, int(MARGIN * free / (each + data)))

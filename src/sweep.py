@@ -7,14 +7,13 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import yaml
 
 from src.config import ConfigError, RunConfig, check_name, checked_list, members, require
-
-T = TypeVar("T")
+from src.stacks import make_stacks
 
 
 @dataclass(frozen=True)
@@ -138,9 +137,21 @@ DISTRIBUTIONS = {
 }
 
 
-def shard(items: list[T], which: str) -> list[T]:
-    """The i-th of n parts of the items, for `which` = "i/n" with i from 1 to n; the parts cover the items."""
+def shard(points: list[RunConfig], which: str) -> list[RunConfig]:
+    """Part i of n of the runs, in their order, for `which` = "i/n" with i from 1 to n.
+
+    The parts cover the runs, do not overlap and are of one length, up to one run. They depend on nothing but the
+    runs, so that the shards of a sweep may train on different machines. Runs that can be one stack stay together,
+    but where a part ends in their midst; shapes are mixed, so that parts take about as long as each other.
+    """
     i, _, n = which.partition("/")
     valid = i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)
     require(valid, f"shard={which} must be i/n with i from 1 to n, like 1/4")
-    return items[int(i) - 1 :: int(n)]
+    require(
+        int(n) <= len(points),
+        f"shard={which} asks for more parts than the sweep has runs; use at most {len(points)} parts",
+    )
+    groups = sorted(make_stacks(points, None), key=lambda stack: stack[0].hash)
+    mixed = [config.hash for stack in groups for config in stack]
+    chosen = set(mixed[len(mixed) * (int(i) - 1) // int(n) : len(mixed) * int(i) // int(n)])
+    return [config for config in points if config.hash in chosen]

@@ -69,7 +69,8 @@ class Induction:
         at_each = at_each.view(targets.shape).mean(1)  # (S, R)
         if not self.auxiliary:
             return at_each[:, -1]
-        return at_each[:, -1] + self.aux_loss_weight.to(at_each, non_blocking=True) * at_each[:, :-1].mean(1)
+        self.aux_loss_weight = self.aux_loss_weight.to(at_each)  # kept, so that a GPU is sent it once
+        return at_each[:, -1] + self.aux_loss_weight * at_each[:, :-1].mean(1)
 
     def accuracies(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """acc_all over all positions and acc_induction at the last, (S,) each; logits (S, B, T, classes), targets

@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,17 +17,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from src.config import RunConfig
+from src.config import STACKABLE, RunConfig
 from src.runs import HISTORY, LogError, as_columns
+from src.tasks import TASKS
 from src.training import Observer
 
 PROJECT = "softmax-polarization"
 MEMBERS = "members"  # the name of the table of a cell's runs
 PATIENCE = 60  # seconds to wait for W&B each time before the run goes on without it
+REST = 600  # seconds for which W&B is left alone by all runs of a process after it has not answered
 
 
 class Connection:
     """A run of W&B's. The first thing that fails or hangs is told, and W&B is left alone from then on."""
+
+    resting_until = -math.inf  # for all connections: the many members of a stack wait for a dead server once
 
     def __init__(self, values: dict[str, Any], mode: str):
         """`values` becomes the run's config, less what is None."""
@@ -46,7 +51,8 @@ class Connection:
         self.attempt("finish the run", lambda: self.run.finish(exit_code=0 if success else 1))
 
     def attempt(self, what: str, act: Callable[[], None]) -> None:
-        if self.run is None and what != "start a run":
+        starting = what == "start a run"
+        if (self.run is None and not starting) or (starting and time.monotonic() < Connection.resting_until):
             return
         failure: list[BaseException] = []
 
@@ -61,6 +67,7 @@ class Connection:
         thread.join(PATIENCE)
         if failure or thread.is_alive():
             self.run = None
+            Connection.resting_until = -math.inf if failure else time.monotonic() + REST
             reason = " ".join(str(failure[0]).split()) if failure else f"no answer in {PATIENCE} s"
             print(f"W&B could not {what} ({reason}); the local log has the run all the same", file=sys.stderr)
 
@@ -69,10 +76,12 @@ class WandbLogger(Observer):
     """Logs a run to W&B: each epoch as history, the end as summary. Under `wandb agent`, to the agent's run."""
 
     def __init__(self, config: RunConfig, mode: str):
-        self.connection = Connection(config.to_dict(), mode)
+        self.connection, self.last = Connection(config.to_dict(), mode), -1
 
     def on_epoch(self, epoch: int, results: dict[str, float]) -> None:
-        self.connection.attempt("log an epoch", lambda: self.connection.run.log(results))
+        if epoch > self.last:  # a stack that was too large for the GPU starts again
+            self.connection.attempt("log an epoch", lambda: self.connection.run.log(results))
+            self.last = epoch
 
     def on_end(self, state: str, summary: dict[str, float], error: str | None = None) -> None:
         self.connection.finish(summary | {"state": state}, success=state == "finished")
@@ -144,9 +153,11 @@ def records(source: str, history: bool = False) -> Iterator[dict[str, Any]]:
 
 
 def as_records(run: Any, history: bool) -> list[dict[str, Any]]:
-    """A run of wandb.Api as flat dicts: one, or one for each run of a cell."""
-    table = run.summary.get(MEMBERS)
-    return [as_record(run, history)] if table is None else read_cell(run, table["path"], history)
+    """A run of wandb.Api as flat dicts: one, or one for each run of a cell; none for a cell that has not ended."""
+    if table := run.summary.get(MEMBERS):
+        return read_cell(run, table["path"], history)
+    cell = any(isinstance(run.config.get(name), list) for name in STACKABLE)
+    return [] if cell else [as_record(run, history)]
 
 
 def read_cell(run: Any, path: str, history: bool) -> list[dict[str, Any]]:
@@ -171,6 +182,8 @@ def as_record(run: Any, history: bool) -> dict[str, Any]:
     numbers = {k: v for k, v in named.items() if isinstance(v, int | float | str | bool) or v is None}
     started = datetime.fromisoformat(run.created_at).timestamp()
     record = {"hash": run.id, "state": run.state, "started": started, "seconds": run.summary.get("_runtime")} | numbers
+    if "task" not in record:  # logged by other code
+        record["task"] = next((name for name, task in TASKS.items() if task.accuracy in record), None)
     if history:
         record |= as_columns([{k: v for k, v in row.items() if k[0] != "_"} for row in run.scan_history()])
     return record

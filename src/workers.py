@@ -18,16 +18,21 @@ import torch
 
 from src.config import RunConfig
 from src.runs import LogError, RunLog
-from src.stacks import batched, members_that_fit
+from src.stacks import evenly, members_that_fit
 from src.training import Observer, prepare_process, train_stack
 from src.wandb_runs import wandb_observers
 
 CRASHES = 2  # processes that may die over one run before it counts as failed
-BAD_LOG = 3  # a worker's exit status when it cannot use the log
+FALSE_STARTS = 3  # processes that may die before they are at any run
+BAD_LOG, BROKEN_GPU = 3, 4  # a worker's exit statuses when it cannot use the log, or the GPU any more
 
 
 class Interrupted(BaseException):
     """This process was asked to stop."""
+
+
+class WorkersError(Exception):
+    """Workers cannot train anything; one sentence."""
 
 
 class Recorder(Observer):
@@ -58,15 +63,13 @@ def execute(
     recorders = [Recorder(config, log, len(configs)) for config in configs]
     # The recorder first: nothing that another observer does can lose a result.
     watching = [[recorder, *own] for recorder, own in zip(recorders, observers, strict=True)]
-    for config in configs:
-        log.start(config, device)
     too_large = False
     try:
+        for config in configs:
+            log.start(config, device)
         train_stack(configs, device, watching)
     except (KeyboardInterrupt, Interrupted):
-        for recorder in recorders:
-            if recorder.state == "running":
-                recorder.on_end("interrupted", recorder.last)
+        interrupt_all(recorders)
         raise
     except LogError:
         raise
@@ -76,12 +79,20 @@ def execute(
             fail(recorders, watching, traceback.format_exc())
     if too_large:  # here, where the error and the memory that it held are gone
         torch.cuda.empty_cache()
+        interrupt_all(recorders)  # until its half's turn, this process is not at a run
         half = len(configs) // 2
         return [
             *execute(configs[:half], log, device, observers[:half]),
             *execute(configs[half:], log, device, observers[half:]),
         ]
     return [recorder.state for recorder in recorders]
+
+
+def interrupt_all(recorders: Sequence[Recorder]) -> None:
+    """End the runs that are still running as interrupted, of which others who look on learn nothing."""
+    for recorder in recorders:
+        if recorder.state == "running":
+            recorder.on_end("interrupted", recorder.last)
 
 
 def fail(recorders: Sequence[Recorder], watching: Sequence[Sequence[Observer]], error: str) -> None:
@@ -112,6 +123,11 @@ class Job:
         stacks = [[config for config in stack if config.hash not in settled] for stack in self.stacks]
         return dataclasses.replace(self, stacks=[stack for stack in stacks if stack])
 
+    def alone(self, suspects: Container[str]) -> "Job":
+        """The job with each run whose hash is among the suspects in a stack of its own."""
+        rest = self.less(suspects).stacks
+        return dataclasses.replace(self, stacks=[*rest, *([c] for c in self.points if c.hash in suspects)])
+
 
 def work(job: Job) -> None:
     """A worker's life: train every run that is neither settled nor in other hands, then wait for those in
@@ -140,11 +156,22 @@ def work_at(stack: Sequence[RunConfig], log: RunLog, job: Job) -> bool:
     claimed = [config for config in stack if log.claim(config)]
     ours = [config for config in claimed if not log.states(settled_since=job.began, of=config)]
     size = members_that_fit(ours) if ours and job.fit else len(ours)
-    for part in batched(ours, size) if ours else []:
+    for part in evenly(ours, size) if ours else []:
         execute(part, log, job.device, [wandb_observers(config, job.wandb_mode) for config in part])
+        if job.device == "cuda" and gpu_is_broken():
+            sys.exit(BROKEN_GPU)
     for config in claimed:
         log.release(config)
     return bool(ours)
+
+
+def gpu_is_broken() -> bool:
+    """Whether an error has left CUDA of no use to this process, as an illegal memory access does."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def interrupt(*_) -> None:
@@ -160,14 +187,15 @@ def run_job(job: Job, num_workers: int, every: float = 0.5) -> Iterator[None]:
     """Train the runs of a job in worker processes; yields every so many seconds, for the caller to look at the
     log, and returns when all runs are settled.
 
-    A worker that dies is replaced; a run over which CRASHES of them died is logged as failed. Raises LogError
-    if the log cannot be used. If the caller stops iterating, the workers log what they are at as interrupted
-    and end.
+    A worker that dies is replaced, and the runs of the stack that it was at are trained one by one; a run over which
+    CRASHES of them died is logged as failed. Raises LogError if the log cannot be used, WorkersError if workers die
+    before they are at any run. If the caller stops iterating, the workers log what they are at as interrupted and end.
     """
     log = RunLog(job.log)
     job = job.less(log.states(settled_since=job.began))
     context = multiprocessing.get_context("spawn")
     crashes: Counter[str] = Counter()
+    false_starts = 0
     workers: list[multiprocessing.Process] = []
 
     def start() -> None:
@@ -184,16 +212,23 @@ def run_job(job: Job, num_workers: int, every: float = 0.5) -> Iterator[None]:
                 if worker.exitcode == BAD_LOG:
                     raise LogError(f"a worker could not use the run log {job.log}; what it holds is kept")
                 if worker.exitcode:
-                    give_up_on_killers(log, worker.pid, crashes)
+                    suspects = log.running(worker.pid)
+                    false_starts += not suspects and worker.exitcode != BROKEN_GPU
+                    if false_starts > FALSE_STARTS:
+                        raise WorkersError(f"{false_starts} workers died before they could train; their errors say why")
+                    if len(suspects) > 1:
+                        job = job.alone({config.hash for config in suspects})
+                    else:
+                        give_up_on_killers(log, suspects, crashes)
                     start()
             yield
     finally:
         stop(workers)
 
 
-def give_up_on_killers(log: RunLog, pid: int, crashes: Counter[str]) -> None:
-    """Count the death of process `pid` against the runs that it was at, which fail when that is too often."""
-    for config in log.running(pid):
+def give_up_on_killers(log: RunLog, suspects: Sequence[RunConfig], crashes: Counter[str]) -> None:
+    """Count a death against the runs that the process was at, which fail when that is too often."""
+    for config in suspects:
         crashes[config.hash] += 1
         if crashes[config.hash] >= CRASHES:
             log.end(config, "failed", {}, error=f"{CRASHES} processes died over it; out of memory?")

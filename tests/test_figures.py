@@ -38,7 +38,7 @@ def heights(axes) -> list[float]:
 
 
 def crosses(axes) -> list[float]:
-    return [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "x"]
+    return [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "x" and len(line.get_xdata())]
 
 
 def note(figure) -> str:
@@ -51,7 +51,7 @@ def test_bars_show_the_mean_and_a_cross_where_no_run_qualifies(induction):
     assert heights(axes)[0] == pytest.approx((1 + 0.5 + 1) / 3)
     assert crosses(axes) == pytest.approx([1.2])  # sigmoid, not normalised
     assert [label.get_text() for label in axes.get_xticklabels()] == ["softmax", "sigmoid"]
-    assert [text.get_text() for text in axes.texts] == ["3", "1"]
+    assert [text.get_text() for text in axes.texts] == ["3", "1", "0/1"]  # of how many were trained
     assert len(axes.containers) == 2 + 1 + 2  # bars, one interval (softmax has several seeds), the legend
 
 
@@ -65,7 +65,7 @@ def test_the_rule_of_selection_is_an_argument_and_stands_below(induction):
     figure = figures.sink_proportions(induction, min_accuracy=0.9, lrs=[1e-3])
     assert heights(figure.axes[0])[2] == 1  # sigmoid, not normalised, now counts
     assert note(figure) == (
-        "Mean, 95% bootstrap interval over seeds, number of runs; runs with accuracy > 0.9. Pooled: seed 0/2; lr 0.001"
+        "Mean, 95% t interval over seeds, number of runs; runs with accuracy > 0.9. Pooled: seed 0/2; lr 0.001"
     )
     assert "Pooled: seed 0–2, lr 0.001/0.01" in note(figures.induction_accuracies(induction))
 
@@ -74,23 +74,25 @@ def test_a_panel_for_each_value(induction):
     figure = figures.sink_proportions(induction, by=["lr"])
     assert [axes.get_title() for axes in figure.axes] == ["lr\N{NO-BREAK SPACE}0.001", "lr\N{NO-BREAK SPACE}0.01"]
     assert heights(figure.axes[1]) == [0.5]
+    assert "In all: seed 0–2" in note(figure)  # not in every panel
 
 
 def test_no_run_gives_crosses_and_a_warning(induction):
     nobody = induction[induction["seed"] > 5]
-    with pytest.warns(UserWarning, match="no run for “heads with sink score > 0.9”"):
+    with pytest.warns(UserWarning, match="no run for “share of heads with sink score > 0.9”"):
         figure = figures.sink_proportions(nobody)
     assert len(crosses(figure.axes[0])) == len(figures.PUBLISHED_TYPES)
     with pytest.warns(UserWarning, match="no run for"):
         figures.sink_proportions(nobody, by=["lr"], columns=3)
 
 
-def test_lines_need_a_run(induction):
-    with pytest.raises(LogError, match="no run to draw flip rates by size of"):
-        figures.flip_rate_by_size(induction.assign(num_layers=2, num_heads=4)[:0])
+def test_lines_of_no_run_are_an_empty_figure_and_a_warning(induction):
+    nobody = induction.assign(num_layers=2, num_heads=4, **{"mixing/0_0/avg_top1_dominance_rate": 0.5})[:0]
+    with pytest.warns(UserWarning, match="no run for flip rates by size"):
+        assert not figures.flip_rate_by_size(nobody).axes[0].lines
     without = induction.assign(num_layers=2, **{"history/step": None})
-    with pytest.raises(LogError, match="no run to draw polarization over training of"):
-        figures.polarization(without)
+    with pytest.warns(UserWarning, match="no run for polarization over training"):
+        assert not figures.polarization(without).axes[0].lines
 
 
 def test_the_note_is_of_the_runs_in_the_bars(induction):
@@ -128,6 +130,22 @@ def test_flip_rates_by_size():
     assert two.lines[0].get_xydata().tolist() == [[1, 0.5], [4, 0.2]]
 
 
+def test_a_run_without_flip_rates_is_left_out_of_them():
+    runs = pd.DataFrame({"num_layers": 1, "num_heads": [1, 1], "seed": [0, 1], "attention_type": "softmax"})
+    runs["mixing/0_0/avg_top1_dominance_rate"] = [0.9, np.nan]
+    assert figures.flip_rate_by_size(runs).axes[0].lines[0].get_xydata().tolist() == [[1, 0.9]]
+
+
+def test_polarization_step_by_step():
+    entropies = {"softmax": np.array([[1.0, 0.2, 0.0], [1.0, 0.4, 0.0]]), "sigmoid_unnorm": np.ones((2, 3))}
+    orders = {name: np.array([[0.5, 0.9, 1.0], [0.7, 0.9, 1.0]]) for name in entropies}
+    entropy, order = figures.polarization_by_step(entropies, orders).axes
+    np.testing.assert_allclose(entropy.lines[0].get_xydata(), [[1, 1], [2, 0.3], [3, 0]])
+    np.testing.assert_allclose(order.lines[0].get_ydata(), [0.6, 0.9, 1])
+    labels = [text.get_text() for text in order.get_legend().get_texts()]
+    assert labels == ["softmax", "sigmoid, not normalised"]
+
+
 def test_polarization_has_a_panel_for_each_layer_and_kernel_and_a_line_for_each_head():
     runs = pd.DataFrame(
         {
@@ -154,6 +172,13 @@ def test_an_attention_map_has_queries_down_from_the_top():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["BOS", "7?"]
     at_one, beyond = figures.MAP_COLOURS(0.0), mesh.to_rgba(-3.0)
     assert at_one == beyond  # −1 and all below it are crimson
+
+
+def test_attention_maps_say_how_large_the_weights_are():
+    heads = np.array([[[1.0, 0.0], [-3.04, 0.2]]])
+    figure = figures.attention_maps({"raw_dotproduct_unnorm": heads}, ["BOS", "7?"], {"raw_dotproduct_unnorm": "add"})
+    assert figure.axes[0].get_title() == "head 0: −3.0 to 1.0"
+    assert "positions: add" in figure.axes[0].get_ylabel()
 
 
 def test_sample_tracking_draws_each_token():

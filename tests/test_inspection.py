@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from src import inspection
-from src.inspection import ClsRecorder, attention_weights, held_out, one_of_each, token_names, trained
+from src.inspection import (
+    ClsRecorder,
+    attention_weights,
+    entropy_and_order,
+    held_out,
+    one_of_each,
+    token_names,
+    trained,
+)
 from src.tasks import TASKS
 from src.training import evaluate, train
 from tests.tiny import tiny
@@ -49,6 +57,17 @@ def test_the_cls_row_is_recorded_after_every_step_and_changes_nothing():
     assert torch.allclose(recorder.rows[-1], attention_weights(model, chosen)[-1][:, :, -1])
     assert not torch.equal(recorder.rows[0], recorder.rows[-1])
     assert train(config)[1] == summary
+
+
+def test_entropy_and_order_after_every_step():
+    config = tiny("classification", num_layers=1)
+    entropy, order = entropy_and_order(config, sequences=10)
+    assert entropy.shape == order.shape == (8,)
+    assert order[-1] == 1
+    assert 0.5 < entropy[0] <= 1  # nearly uniform rows
+    _, summary = train(config)
+    entropy, _ = entropy_and_order(config, sequences=config.num_eval)
+    assert entropy[-1] == pytest.approx((summary["0_0_attn_entropy"] + summary["0_1_attn_entropy"]) / 2, rel=1e-5)
 
 
 def test_the_first_sequence_of_each_label():

@@ -9,6 +9,14 @@ from src import metrics
 from src.metrics import EPSILON
 
 
+def test_how_far_the_order_of_the_end_is_there():
+    """Three keys, of one sequence: all pairs as in the end, one of three, none."""
+    rows = torch.tensor([[1.0, 2.0, 3.0], [2.0, 1.0, 0.0], [3.0, 1.0, 2.0], [0.1, 0.2, 0.3]])[:, None, None]
+    assert metrics.order_kept(rows).tolist() == pytest.approx([1, 0, 1 / 3, 1])
+    both = torch.cat([rows, rows[-1:].expand(4, -1, -1, -1)], dim=1)  # and one that never changes
+    assert metrics.order_kept(both).tolist() == pytest.approx([1, 0.5, 2 / 3, 1])
+
+
 def test_bos_attention_by_hand():
     """Four positions, so that only query row 1 counts; two sequences; signed weights in the second."""
     weights = torch.zeros(2, 1, 4, 4)

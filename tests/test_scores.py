@@ -5,32 +5,53 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from src import scores
 from src.runs import LogError
 
+ANY = (-np.inf, np.inf)
+
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20))
-def test_an_interval_holds_its_mean_and_stays_within_what_was_seen(values):
-    mean, low, high = scores.mean_interval(np.array(values))
+def test_an_interval_is_students_where_each_run_has_its_own_seed(values):
+    mean, low, high = scores.mean_interval(np.array(values), bounds=ANY)
     assert mean == pytest.approx(np.mean(values))
-    near = 1e-9 * max(1, *map(abs, values))
-    assert min(values) - near <= low <= mean + near
-    assert mean - near <= high <= max(values) + near
+    assert mean - low == pytest.approx(high - mean, abs=1e-9)
+    if len(values) > 1:
+        reach = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+        assert high - mean == pytest.approx(reach, abs=1e-9)
+    else:
+        assert low == high == mean
 
 
-def test_an_interval_is_that_of_the_normal_distribution_for_many_runs():
-    values = np.random.default_rng(1).normal(size=400)
-    mean, low, high = scores.mean_interval(values)
-    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1)
-    assert scores.mean_interval(np.array([3.0])) == (3, 3, 3)
+@pytest.mark.parametrize("num_seeds", [2, 3, 5, 20])
+def test_an_interval_covers_the_mean_as_often_as_it_says(num_seeds):
+    """Of normal values, several runs of each seed, which share most of what is random."""
+    rng = np.random.default_rng(0)
+    seeds, covered = np.repeat(np.arange(num_seeds), 3), 0
+    for _ in range(2000):
+        values = rng.normal(size=num_seeds)[seeds] + 0.1 * rng.normal(size=len(seeds))
+        _, low, high = scores.mean_interval(values, seeds, bounds=ANY)
+        covered += low <= 0 <= high
+    assert covered / 2000 == pytest.approx(0.95, abs=0.015)
 
 
-def test_seeds_are_resampled_not_runs():
-    seeds = np.repeat([0, 1], 500)
-    assert scores.mean_interval(seeds, seeds) == (0.5, 0, 1)  # two seeds: nothing between is sure
+def test_seeds_are_what_is_independent_not_runs():
     within = np.tile([0.0, 1.0], 500)  # what differs within seeds is no uncertainty
-    assert scores.mean_interval(within, seeds) == (0.5, 0.5, 0.5)
+    assert scores.mean_interval(within, np.repeat([0, 1], 500)) == (0.5, 0.5, 0.5)
+    once, often = (
+        scores.mean_interval(np.array([0, 1])),
+        scores.mean_interval(np.repeat([0, 1], 500), np.repeat([0, 1], 500)),
+    )
+    assert once == often == (0.5, 0, 1)  # two seeds: nothing is sure, but the bounds
+
+
+def test_an_interval_ends_at_the_bounds():
+    values = np.array([0.8, 1.0, 1.0])
+    assert scores.mean_interval(values)[2] == 1
+    assert scores.mean_interval(values, bounds=ANY)[2] > 1
+    assert scores.mean_interval(-values, bounds=(-1, 1))[1] == -1
 
 
 @pytest.fixture
@@ -64,6 +85,26 @@ def test_selecting_runs(induction):
     assert list(scores.select(induction, lr=1e-2).index) == [11]
     assert list(scores.select(induction, seed=[1, 2], lr=None).index) == [11, 14]
     assert scores.select(induction, seed=7).empty
+
+
+def test_the_runs_of_a_task(induction):
+    whole = induction.assign(
+        num_layers=2, num_heads=4, aux_loss_weight=0.2, shift_query_token=True, positional_type="no"
+    )
+    assert list(scores.of_task(whole, "induction").index) == [10, 11, 12, 13, 14]
+    with pytest.raises(LogError, match="lacks num_layers, num_heads, aux_loss_weight, shift_query_token, positional"):
+        scores.of_task(induction, "induction")
+    with pytest.raises(LogError, match="no finished run of induction; train some"):
+        scores.of_task(whole[whole["state"] == "diverged"], "induction")
+
+
+def test_the_commonest_value_is_the_default_where_others_are_as_common():
+    runs = pd.DataFrame(
+        {"lr": [1e-4, 1e-4, 1e-3, 1e-3, 1e-2], "num_heads": [8, 8, 8, 4, 1], "num_layers": [3, 1, 1, 3, 5]}
+    )
+    assert [scores.commonest(runs, name) for name in runs] == [1e-3, 8, 1]
+    assert list(scores.usual(runs, "lr", "num_heads").index) == [3]  # of those, 4 heads are the default
+    assert scores.usual(runs[:0], "lr").empty
 
 
 def test_what_a_table_lacks_is_named(induction):

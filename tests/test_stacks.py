@@ -4,6 +4,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny
@@ -98,6 +99,19 @@ def test_members_are_the_single_runs_in_float32(fields):
 
 
 @pytest.mark.parametrize("task", ["induction", "classification"])
+def test_final_metrics_of_twenty_seeds_are_those_of_single_runs(task):
+    """In float32, where rounding differs and training carries that on: the same on average."""
+    configs = [tiny(task, seed=seed) for seed in range(20)]
+    _, stacked = train_stack(configs)
+    alone = [train(config)[1] for config in configs]
+    for name in set(alone[0]) - {"epoch", "step"}:
+        a, b = (np.array([outcome[name] for outcome in outcomes]) for outcomes in (stacked, alone))
+        error = np.std(a - b, ddof=1) / np.sqrt(len(configs))
+        assert abs(np.mean(a - b)) <= 3 * error + 1e-6 * abs(np.mean(b)) + 1e-7, name
+        assert np.ptp(b) < 1e-3 or np.corrcoef(a, b)[0, 1] > 0.999, name  # each is its single run
+
+
+@pytest.mark.parametrize("task", ["induction", "classification"])
 def test_a_diverging_member_ends_alone(task):
     """With a learning rate of 1e30 it is gone after an epoch; the others do not notice."""
     bad = {"lr": 1e30, "seed": 5, "use_layernorm": False}
@@ -181,6 +195,19 @@ def test_what_fits_is_judged_by_a_trial(monkeypatch):
     assert (one.seed, two.seed, one.num_epochs, one.num_train) == (0, 1, 1, 128)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (100, 10**10))
     assert stacks.members_that_fit(configs) == 1
+
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(stacks, "train_stack", no_memory)
+    assert stacks.members_that_fit(configs) == 1
+
+
+def test_parts_are_as_few_and_as_even_as_they_can_be():
+    assert [len(part) for part in stacks.evenly(list(range(15)), 14)] == [8, 7]
+    assert [len(part) for part in stacks.evenly(list(range(15)), 20)] == [15]
+    assert [len(part) for part in stacks.evenly(list(range(8)), 3)] == [3, 3, 2]
+    assert sum(stacks.evenly(list(range(15)), 4), []) == list(range(15))
 
 
 def test_a_stack_that_is_too_large_is_trained_in_halves(tmp_path, monkeypatch):

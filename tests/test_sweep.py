@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from src.config import ConfigError
+from src.stacks import make_stacks
 from src.sweep import DISTRIBUTIONS, read_sweep, shard
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
@@ -118,12 +119,31 @@ def test_distributions_are_those_that_wandb_documents(name):
     assert np.median(values) == pytest.approx(medians.get(name, 4), rel=0.05)
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 7, 30])
+@pytest.mark.parametrize("n", [1, 2, 5, 7, 18])
 def test_shards_are_disjoint_and_cover_the_grid(n):
     points = read_sweep(SWEEPS / "quick.yaml").points()
     parts = [shard(points, f"{i}/{n}") for i in range(1, n + 1)]
     assert sorted(p.hash for part in parts for p in part) == sorted(p.hash for p in points)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert all(part == [p for p in points if p in part] for part in parts)  # in the sweep's order
+
+
+def test_shards_keep_together_what_can_be_one_stack():
+    points = read_sweep(SWEEPS / "classification_main.yaml").points()
+    stacks = make_stacks(points, None)
+    for i in (1, 2, 3):
+        part = set(shard(points, f"{i}/3"))
+        cut = [stack for stack in stacks if 0 < len(part & set(stack)) < len(stack)]
+        assert len(cut) <= 2
+    shapes = {p.attention_type for p in shard(points, "1/20")}
+    assert len(shapes) > 3  # not one type's alone, which may be slow
+
+
+def test_more_shards_than_runs_are_refused():
+    points = read_sweep(SWEEPS / "quick.yaml").points()
+    assert len(shard(points, "18/18")) == 1
+    with pytest.raises(ConfigError, match="shard=20/20 asks for more parts than the sweep has runs; use at most 18"):
+        shard(points, "20/20")
 
 
 @pytest.mark.parametrize("which", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "1/2/3", ""])

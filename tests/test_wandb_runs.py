@@ -1,5 +1,6 @@
 """W&B: logged to, read from, and never a reason to lose a run."""
 
+import math
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from tiny import options, tiny
 
 from src import wandb_runs
 from src.runs import LogError, RunLog, load_runs
-from src.wandb_runs import as_record, as_records, wandb_mode, wandb_observers
+from src.wandb_runs import Connection, as_record, as_records, wandb_mode, wandb_observers
 from src.workers import execute
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +37,11 @@ class Run:
 
     def names(self):
         return [name for name, _, _ in self.calls]
+
+
+@pytest.fixture(autouse=True)
+def _awake(monkeypatch):
+    monkeypatch.setattr(Connection, "resting_until", -math.inf)
 
 
 def install(monkeypatch, **attributes):
@@ -85,6 +91,29 @@ def test_a_server_that_hangs_costs_its_patience_once(monkeypatch, capsys):
         logger.on_epoch(epoch, {})
     wait.set()
     assert capsys.readouterr().err.count("no answer in 0.05 s") == 1
+
+
+def test_a_server_that_hangs_is_waited_for_once_by_all_members_of_a_stack(monkeypatch, capsys):
+    begun, wait = [], threading.Event()
+    install(monkeypatch, init=lambda **_: begun.append(1) or wait.wait(60))
+    monkeypatch.setattr(wandb_runs, "PATIENCE", 0.05)
+    for seed in range(4):
+        wandb_observers(tiny(seed=seed), "online")
+    assert len(begun) == 1
+    assert capsys.readouterr().err.count("could not start a run") == 1
+    monkeypatch.setattr(Connection, "resting_until", 0)  # ten minutes later
+    wandb_observers(tiny(), "online")
+    wait.set()
+    assert len(begun) == 2
+
+
+def test_an_epoch_is_logged_once_though_its_stack_starts_again(monkeypatch):
+    run = Run()
+    install(monkeypatch, init=lambda **_: run)
+    (logger,) = wandb_observers(tiny(), "online")
+    for epoch in (0, 1, 0, 1, 2):
+        logger.on_epoch(epoch, {"epoch": epoch})
+    assert [args[0]["epoch"] for name, args, _ in run.calls if name == "log"] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -139,6 +168,17 @@ def test_a_published_run_becomes_a_row():
         0.9,
     ]
     assert not {"picture", "_wandb", "_step", "_runtime"} & record.keys()
+
+
+def test_runs_of_other_code_say_their_task_by_what_they_measured():
+    assert as_record(published(), history=False)["task"] == "classification"
+    assert as_record(published(summary={"eval/acc_induction": 1.0}), history=False)["task"] == "induction"
+    assert as_record(published(config={"task": "induction"}), history=False)["task"] == "induction"
+
+
+def test_a_cell_that_has_not_ended_is_no_run():
+    assert as_records(published(config={"seed": [0, 1], "lr": 0.01}), history=False) == []
+    assert len(as_records(published(), history=False)) == 1
 
 
 def test_a_sweep_is_read_as_one_table(monkeypatch):

@@ -15,7 +15,7 @@ from tiny import SIZES, TASKS, tiny
 from src import workers
 from src.runs import LogError, RunLog, load_runs
 from src.training import Observer, train
-from src.workers import Job, execute, run_job
+from src.workers import Job, WorkersError, execute, run_job
 
 ROOT = Path(__file__).parents[1]
 MEASURED = ["eval/loss", "train/loss", "eval/acc_induction", "1_0_rel_attn_bos_global", "history/eval/loss"]
@@ -121,7 +121,7 @@ def test_a_killed_worker_is_replaced_and_its_run_done_again(tmp_path):
     assert not runs["process"].str.endswith(f":{killed[0]}").all()
 
 
-def test_a_killed_stack_is_done_again_whole_and_a_plain_sweep_beside_it_repeats_nothing(tmp_path):
+def test_a_killed_stack_is_done_again_and_a_plain_sweep_beside_it_repeats_nothing(tmp_path):
     """Two jobs on one log at once: six runs as one stack, whose worker is killed in the middle, and the same alone."""
     configs = [tiny(seed=seed, lr=lr, num_train=4000, num_epochs=20) for lr in (1e-3, 1e-2) for seed in range(3)]
     stacked, plain = Job([configs], tmp_path / "runs.db"), Job([[c] for c in configs[::-1]], tmp_path / "runs.db")
@@ -164,6 +164,48 @@ def test_a_run_that_kills_its_workers_fails_and_the_others_go_on(tmp_path):
     assert log.states() == {deadly.hash: "failed", fine.hash: "finished"}
     (error,) = log.db.execute("SELECT error FROM runs WHERE state = 'failed'").fetchone()
     assert error == "2 processes died over it; out of memory?"
+
+
+def test_a_member_that_kills_its_workers_fails_alone(tmp_path):
+    """After the death of a stack's worker its runs are trained one by one."""
+    deadly, *fine = configs = [tiny(seed=seed, num_train=4000, num_epochs=20) for seed in range(3)]
+    job = Job([configs], tmp_path / "runs.db")
+    log, killed = RunLog(job.log), set()
+
+    def kill_each_that_is_at_it():
+        at_it = "SELECT process FROM runs WHERE state = 'running' AND hash = ?"
+        for (process,) in log.db.execute(at_it, [deadly.hash]).fetchall():
+            if process not in killed:
+                killed.add(process)
+                os.kill(int(process.rpartition(":")[2]), signal.SIGKILL)
+
+    drive(job, 1, kill_each_that_is_at_it)
+    assert len(killed) == 1 + workers.CRASHES
+    assert log.states() == {deadly.hash: "failed"} | {config.hash: "finished" for config in fine}
+
+
+def test_workers_that_cannot_begin_end_the_job(tmp_path, capfd):
+    """Here: a trial of what fits on a GPU that is not there."""
+    with pytest.raises(WorkersError, match="4 workers died before they could train; their errors say why"):
+        drive(Job([[tiny()]], tmp_path / "runs.db", fit=True), 2)
+    assert "Error" in capfd.readouterr().err
+    assert not RunLog(tmp_path / "runs.db").states()
+
+
+def test_a_worker_with_a_broken_gpu_is_replaced(tmp_path, monkeypatch):
+    """An error that CUDA does not recover from fails the stack that it hit, not those after it."""
+
+    def broken():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    configs, log = [tiny(seed=seed) for seed in range(2)], RunLog(tmp_path / "runs.db")
+    monkeypatch.setattr(workers, "execute", lambda *_: None)
+    monkeypatch.setattr(workers.torch.cuda, "synchronize", broken)
+    with pytest.raises(SystemExit) as ended:
+        workers.work_at(configs, log, Job([configs], log.path, "cuda"))
+    assert ended.value.code == workers.BROKEN_GPU
+    monkeypatch.setattr(workers.torch.cuda, "synchronize", lambda: None)
+    assert workers.work_at(configs, log, Job([configs], log.path, "cuda"))
 
 
 def test_a_run_that_diverges_is_recorded_and_the_sweep_goes_on(tmp_path):
