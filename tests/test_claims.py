@@ -1,5 +1,9 @@
 """The paper's claims, measured: on tables made by hand, and in the README as in the committed runs."""
 
+import re
+from collections import Counter
+
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -121,6 +125,22 @@ def test_the_readme_says_what_the_committed_runs_say():
         assert measure(runs) in readme
     for table in (claims.sink_table, claims.settings_table, claims.sparsity_table):
         assert table(runs) in readme
+
+
+def test_the_readme_says_what_the_notebook_measured():
+    notebook = nbformat.read(ROOT / "visualizations" / "classification_with_sample_tracking.ipynb", as_version=4)
+    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    (sentence,) = [line for line in printed.splitlines() if "in the order of the end" in line]
+    assert sentence in (ROOT / "README.md").read_text()
+
+
+def test_the_committed_runs_are_accounted_for():
+    """The table of commands in results/README.md has all of them, by the commit whose code trained them."""
+    rows = re.findall(r"^\| ([\d,]+) \| .* \| (\w+) \| .* \|$", (ROOT / "results" / "README.md").read_text(), re.M)
+    counts = Counter()
+    for count, code in rows:
+        counts[code] += int(count.replace(",", ""))
+    assert counts == Counter(load_runs(COMMITTED)["code"].str[:7])
 
 
 def test_what_no_run_says_is_said(tmp_path, capsys):
