@@ -25,7 +25,7 @@ from tqdm import tqdm
 from src.config import FIELD_TYPES, FIELDS, STACKABLE, ConfigError, RunConfig, as_type, checked_list, members, require
 from src.progress import PACE, ProgressBar
 from src.runs import DEFAULT_LOG, LogError, RunLog, load_runs
-from src.stacks import make_stacks
+from src.stacks import fastest_stacks, make_stacks
 from src.sweep import read_sweep, shard
 from src.training import Observer, check_precision, choose_device, estimate_seconds, prepare_process
 from src.wandb_runs import Connection, log_cell, wandb_mode, wandb_observers
@@ -80,7 +80,7 @@ def make_parser() -> ArgumentParser:
         "--stack",
         default="auto",
         metavar="auto|N",
-        help="how many runs of a sweep or cell train as one (default: on a GPU what fits, on a CPU 1)",
+        help="how many runs of a sweep or cell train as one (default: on a GPU what fits, on a CPU 8 or 1)",
     )
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="part I of N of a sweep's runs, for job arrays")
     parser.add_argument("--dry_run", action="store_true", help="say what a sweep would run, and for how long")
@@ -223,11 +223,10 @@ def prepare(options: Namespace, points: list[RunConfig], wandb: str | None) -> t
 
 
 def plan(options: Namespace, points: list[RunConfig]) -> tuple[list[list[RunConfig]], str, int]:
-    """This shard's stacks, the device and the number of workers. On a CPU a run alone is fastest, for which
-    products are by oneDNN: see the README."""
-    device = choose_device(options.device)
-    auto = None if device == "cuda" else 1
-    stacks = make_stacks(shard(points, options.shard), auto if options.stack == "auto" else int(options.stack))
+    """This shard's stacks, the device and the number of workers."""
+    device, points = choose_device(options.device), shard(points, options.shard)
+    auto = options.stack == "auto"
+    stacks = fastest_stacks(points, device) if auto else make_stacks(points, int(options.stack))
     for stack in stacks:
         check_precision(stack[0], device)
     return stacks, device, options.workers or (1 if device == "cuda" else len(os.sched_getaffinity(0)))

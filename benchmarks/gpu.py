@@ -12,6 +12,7 @@ Needs torch, numpy, PyYAML and this checkout. The grids go to logs/gpu_float32.d
 import dataclasses
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from src.training import DivergedError, Observer, prepare_process, train, train_
 from src.workers import Job, run_job
 
 STEPS = 50
+FEW = {"num_train": STEPS * 256, "num_epochs": 1}  # a run of as many steps
 
 
 class Losses(Observer):
@@ -44,18 +46,17 @@ def first_losses(configs: list[RunConfig], device: str) -> np.ndarray:
     return np.array([losses.losses for losses in seen])
 
 
-def check_losses(config: RunConfig) -> bool:
+def check_losses(fields: dict[str, Any]) -> bool:
     """Whether the first losses of a stack on the GPU are those of its members alone, there and on the CPU."""
-    members = [dataclasses.replace(config, seed=seed, lr=lr) for lr in (1e-4, 1e-3) for seed in (0, 1)]
+    members = [RunConfig(**FEW, **fields, seed=seed, lr=lr) for lr in (1e-4, 1e-3) for seed in (0, 1)]
     stacked = first_losses(members, "cuda")[::3]
     worst = [
         np.max(np.abs(stacked / np.concatenate([first_losses([member], device) for member in members[::3]]) - 1))
         for device in ("cuda", "cpu")
     ]
     good = max(worst) < 1e-4  # the devices round differently, and training carries that on
-    differs = ", ".join(f"{name}={value}" for name, value in config.to_dict().items() if value is not None)
     failed = "" if good else " FAILED"
-    print(f"{worst[0]:.1e} from singles, {worst[1]:.1e} from the CPU's{failed}: {differs}", flush=True)
+    print(f"{worst[0]:.1e} from singles, {worst[1]:.1e} from the CPU's{failed}: {fields}", flush=True)
     return good
 
 
@@ -77,7 +78,6 @@ def check_final(num_seeds: int = 20) -> bool:
 def check() -> int:
     """Every attention type and shape of both tasks: stacks on the GPU beside single runs there and on the CPU; final
     metrics; a member that diverges; other precisions; how many runs fit. The exit status."""
-    few = {"num_train": STEPS * 256, "num_epochs": 1}
     variants = [{"task": task, "attention_type": name} for task in TASKS for name in ATTENTION]
     variants += [
         {"aux_loss_weight": aux, "positional_type": positions, "shift_query_token": shift}
@@ -89,8 +89,8 @@ def check() -> int:
     variants += [sizes | {"use_mlp": False}, sizes | {"use_layernorm": False}]
     good = check_final()
     for fields in variants:
-        good &= check_losses(RunConfig(**few, **fields))
-    config = RunConfig(**few, task="classification", use_layernorm=False)
+        good &= check_losses(fields)
+    config = RunConfig(**FEW, task="classification", use_layernorm=False)
     bad = [dataclasses.replace(config, seed=seed, lr=lr) for seed, lr in ((0, 1e-3), (0, 1e30))]
     fine, gone = train_stack(bad, "cuda")[1]
     alone = isinstance(gone, DivergedError) and np.isfinite(fine["eval/loss"])

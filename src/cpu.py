@@ -2,6 +2,9 @@
 
 import contextlib
 import ctypes
+import platform
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +31,17 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-def _has_onednn() -> bool:
+@cache
+def model_name() -> str:
+    """The processor's model, where the system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def has_onednn() -> bool:
     """Whether this build of torch has the operator, with the meaning that we expect of it."""
     x, weight, bias = torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)
     try:
@@ -37,7 +50,8 @@ def _has_onednn() -> bool:
         return False
 
 
-ONEDNN = _has_onednn()
+MKL_SUFFICES = torch.backends.mkl.is_available() and "Intel" in model_name()
+ONEDNN = has_onednn() and not MKL_SUFFICES
 
 
 class OneDNNLinear(torch.autograd.Function):
@@ -64,7 +78,8 @@ def onednn_applies(x: Tensor) -> bool:
     """Whether oneDNN multiplies the rows x (N, C) of a single model: float32 on the CPU.
 
     torch multiplies float32 matrices on the CPU with MKL, which leaves AVX-512 unused on processors not made
-    by Intel: oneDNN was measured at 2.3 times MKL's rate on an AMD EPYC, with the same accuracy.
+    by Intel: oneDNN was measured at 2.3 times MKL's rate on an AMD EPYC, with the same accuracy. On an Intel Xeon
+    steps with MKL were 6 to 27% shorter.
     """
     return ONEDNN and not x.is_cuda and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from src import cpu
 from src.config import FIELDS, ConfigError, RunConfig
 
 if TYPE_CHECKING:
@@ -271,16 +272,9 @@ def git_commit() -> str | None:
         return None
 
 
-@cache
 def device_name(device: str) -> str:
     """The model of the GPU, or of the CPU where the system tells it."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return torch.cuda.get_device_name() if device == "cuda" else cpu.model_name()
 
 
 # Reading back

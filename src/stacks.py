@@ -6,9 +6,12 @@ from collections.abc import Sequence
 import torch
 
 from src.config import RunConfig
+from src.tasks import TASKS
 from src.training import train_stack
 
 MARGIN = 0.9  # of the free memory: the rest is for what the allocator cannot use
+CHEAP = 1e8  # multiply-adds of a step, below which a CPU spends much of it on everything else
+ON_A_CPU = 8  # runs in a stack of such steps
 
 
 def make_stacks(points: Sequence[RunConfig], size: int | None) -> list[list[RunConfig]]:
@@ -29,6 +32,24 @@ def make_stacks(points: Sequence[RunConfig], size: int | None) -> list[list[RunC
         for group in groups.values()
         for part in batched(sorted(group, key=lambda config: config.lr), size or len(group))
     ]
+
+
+def step_work(config: RunConfig) -> int:
+    """About how many multiply-adds the matrix products of the blocks take in a step."""
+    read = len(range(config.seq_length)[TASKS[config.task](config).read])  # positions that pass the last block
+    positions = (config.num_layers - 1) * config.seq_length + read
+    return config.batch_size * positions * config.embed_dim**2 * (12 if config.use_mlp else 4)
+
+
+def fastest_stacks(points: Sequence[RunConfig], device: str) -> list[list[RunConfig]]:
+    """The points as stacks of the size that was measured to be fastest: on a GPU as many as there are (it is for
+    `members_that_fit` to cut them); on a CPU several where a step is cheap, else each run alone."""
+    if device == "cuda":
+        return make_stacks(points, None)
+    cheap = [config for config in points if step_work(config) < CHEAP]
+    others = [config for config in points if step_work(config) >= CHEAP]
+    few = [part for stack in make_stacks(cheap, None) for part in evenly(stack, ON_A_CPU)]
+    return make_stacks(others, 1) + few
 
 
 def batched(items: list[RunConfig], size: int) -> list[list[RunConfig]]:

@@ -13,7 +13,7 @@ from src import stacks, workers
 from src.attention import ATTENTION
 from src.config import ConfigError
 from src.runs import RunLog
-from src.stacks import make_stacks
+from src.stacks import fastest_stacks, make_stacks
 from src.sweep import read_sweep
 from src.training import DivergedError, Observer, check_precision, check_stack, train, train_stack
 
@@ -178,6 +178,19 @@ def test_stacks_of_a_sweep():
         assert max(map(len, stacks)) == min(size, 15)
         assert sorted(config.hash for stack in stacks for config in stack) == sorted(config.hash for config in points)
     assert [stack[0] for stack in make_stacks(points, 1)] == points
+
+
+def test_on_a_cpu_runs_of_cheap_steps_are_stacked():
+    """One-layer classification, whose last block sees one position; not two layers, not induction."""
+    points = read_sweep(SWEEPS / "classification.yaml").points() + read_sweep(SWEEPS / "induction.yaml").points()
+    of_size = {1: set(), 7: set(), 8: set()}
+    for stack in fastest_stacks(points, "cpu"):
+        check_stack(stack)
+        of_size[len(stack)] |= {(config.task, config.num_layers) for config in stack}
+    assert of_size[1] == {("classification", 2), ("induction", 2)}
+    assert of_size[7] == of_size[8] == {("classification", 1)}
+    assert sum(map(len, fastest_stacks(points, "cpu"))) == len(points)
+    assert fastest_stacks(points, "cuda") == make_stacks(points, None)
 
 
 def test_what_fits_is_judged_by_a_trial(monkeypatch):

@@ -33,7 +33,7 @@ def sweep(tmp_path):
 
 def start(sweep, log):
     """train.py on a sweep, in a process group of its own."""
-    command = [sys.executable, "train.py", "--workers=2"]
+    command = [sys.executable, "train.py", "--workers=2", "--stack=1"]
     command += ["--sweep", str(sweep), "--log", str(log), "--figures", str(log.parent)]
     return subprocess.Popen(
         command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -70,7 +70,7 @@ def test_killed_twice_then_interrupted_a_sweep_goes_on_even_when_started_twice(s
             process.send_signal(kill)
             _, errors = process.communicate()
             assert process.returncode == 130
-            assert "the same command goes on: uv run python train.py --workers=2 --sweep" in errors
+            assert "the same command goes on: uv run python train.py --workers=2 --stack=1 --sweep" in errors
             assert count(log, "running") == 0
             assert count(log, "interrupted") >= 1
         kept.append(finished(log))
