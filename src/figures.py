@@ -148,20 +148,20 @@ def bar_figure(
             axes.set_title(title, fontsize=7 if columns < 4 else 6, pad=3)
     for axes in grid.flat[max(0, len(groups) - columns) : len(groups)]:  # the lowest of each column
         axes.tick_params(axis="x", labelbottom=True)
+        if columns == 1:
+            axes.tick_params(axis="x", labelsize=6.5)
         if columns > 2:
             plt.setp(axes.get_xticklabels(), rotation=50, ha="right", rotation_mode="anchor")
     if num_rows == 1:
         grid[0, 0].set_ylabel(label)
     else:
         figure.supylabel(label, fontsize=8)
-    for normalised in (True, False):
-        name = "normalised" if normalised else "not normalised"
-        grid[0, 0].bar(np.nan, np.nan, color="grey" if normalised else "white", edgecolor="grey", label=name)
-    grid[0, 0].plot([], [], **CROSS, label="no such run")
-    figure.legend(loc="outside upper center", ncols=3, columnspacing=1.2)
+    keys = [plt.Rectangle((0, 0), 1, 1, facecolor=colour, edgecolor="grey") for colour in ("grey", "white")]
+    names = ["normalised", "not normalised", "no such run"]
+    figure.legend([*keys, plt.Line2D([], [], **CROSS)], names, loc="outside upper center", ncols=3, columnspacing=1.2)
     pooled = runs.loc[[place for values in measured for place in values.index]]
     how = "Pooled" if len(groups) == 1 else "In all"
-    add_note(figure, f"number of runs; {rule}", pooled.drop(columns=list(by)), how)
+    add_note(figure, f"number of runs (of those trained); {rule}", pooled.drop(columns=list(by)), how)
     return figure
 
 
