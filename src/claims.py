@@ -76,7 +76,8 @@ def settings_table(runs: pd.DataFrame) -> str:
     """Share of sinks in each setting, of each kernel with normalisation / without. A dash: no run solves the task;
     blank: none was trained."""
     shares, where = shares_by_setting(runs)
-    trained = runs.groupby([*INDUCTION_SETTING, "attention_type"]).size()
+    group = usual(select(runs, task="induction"), "lr", "num_heads")
+    trained = group.groupby([*INDUCTION_SETTING, "attention_type"]).size()
     kernels: dict[str, list[str]] = {}
     for name in ATTENTION:
         if name != "uniform":
@@ -165,10 +166,11 @@ def effects_of_normalising(runs: pd.DataFrame) -> str:
 
 
 def without_auxiliary_loss(runs: pd.DataFrame) -> str:
-    group = select(runs, task="induction", aux_loss_weight=0.0, attention_type="softmax")
+    group = usual(select(runs, task="induction", aux_loss_weight=0.0, attention_type="softmax"), "lr", "num_heads")
     heads = group[scores.head_columns(group, "rel_attn_bos_global", layer=1)].to_numpy()
+    heads = heads[:, ~np.isnan(heads).all(axis=0)]  # those that runs of this size have
     names = scores.head_columns(group, "attn_entropy", 1, HISTORY)
-    entropy = np.array([[values[-1] for values in run] for run in group[names].to_numpy()])
+    entropy = np.array([[values[-1] for values in run if np.ndim(values)] for run in group[names].to_numpy()])
     if not len(group):
         raise LogError("no run of softmax with aux_loss_weight 0 to measure this by")
     return (
@@ -218,8 +220,8 @@ def range_of_signed_scores(runs: pd.DataFrame) -> str:
     if not above.any():
         raise LogError("no head of a signed kernel with a sink score above 0.9 to measure this by")
     return (
-        f"sink scores from {published.min():.0f} to {published.max():.0f}; {above.sum()} heads above {scores.SINK}, "
-        f"{(published[above] > 1).sum()} of them above 1, with shares of abs(w) of at most {shares[above].max():.2f}"
+        f"sink scores from {np.nanmin(published):.0f} to {np.nanmax(published):.0f}; "
+        f"{above.sum()} heads above {scores.SINK}, {(published[above] > 1).sum()} of them above 1, with shares of abs(w) of at most {shares[above].max():.2f}"
     ).replace("from -", "from −")
 
 
@@ -284,7 +286,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         runs = load_runs(*arguments or [COMMITTED], history=True)
-        for task in set(runs["task"]) if "task" in runs else scores.SETTINGS:
+        for task in set(runs["task"]) & set(scores.SETTINGS) if "task" in runs else scores.SETTINGS:
             of_task(runs, task)
     except LogError as error:
         print(f"error: {error}", file=sys.stderr)

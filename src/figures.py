@@ -157,7 +157,7 @@ def bar_figure(
     else:
         figure.supylabel(label, fontsize=8)
     keys = [plt.Rectangle((0, 0), 1, 1, facecolor=colour, edgecolor="grey") for colour in ("grey", "white")]
-    names = ["normalised", "not normalised", "no such run"]
+    names = ["normalised", "not normalised", "no run qualifies"]
     figure.legend([*keys, plt.Line2D([], [], **CROSS)], names, loc="outside upper center", ncols=3, columnspacing=1.2)
     pooled = runs.loc[[place for values in measured for place in values.index]]
     how = "Pooled" if len(groups) == 1 else "In all"

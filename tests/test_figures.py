@@ -65,7 +65,8 @@ def test_the_rule_of_selection_is_an_argument_and_stands_below(induction):
     figure = figures.sink_proportions(induction, min_accuracy=0.9, lrs=[1e-3])
     assert heights(figure.axes[0])[2] == 1  # sigmoid, not normalised, now counts
     assert note(figure) == (
-        "Mean, 95% t interval over seeds, number of runs (of those trained); runs with accuracy > 0.9. Pooled: seed 0/2; lr 0.001"
+        "Mean, 95% t interval over seeds, number of runs (of those trained); runs with accuracy > 0.9. "
+        "Pooled: seed 0/2; lr 0.001"
     )
     assert "Pooled: seed 0–2, lr 0.001/0.01" in note(figures.induction_accuracies(induction))
 
