@@ -221,7 +221,8 @@ def range_of_signed_scores(runs: pd.DataFrame) -> str:
         raise LogError("no head of a signed kernel with a sink score above 0.9 to measure this by")
     return (
         f"sink scores from {np.nanmin(published):.0f} to {np.nanmax(published):.0f}; "
-        f"{above.sum()} heads above {scores.SINK}, {(published[above] > 1).sum()} of them above 1, with shares of abs(w) of at most {shares[above].max():.2f}"
+        f"{above.sum()} heads above {scores.SINK}, {(published[above] > 1).sum()} of them above 1, "
+        f"with shares of abs(w) of at most {shares[above].max():.2f}"
     ).replace("from -", "from −")
 
 
