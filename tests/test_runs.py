@@ -190,7 +190,7 @@ def test_logs_of_shards_are_one_table_with_each_run_once(tmp_path):
     ("source", "sentence"),
     [
         ("missing.db", "there is no run log missing.db; train.py makes one"),
-        ("missing.parquet", "cannot read the table missing.parquet"),
+        ("missing.parquet", "there is no table missing.parquet"),
         ("shard-*.db", r"no run log matches shard-\*.db; train.py makes logs"),
         ("nonsense", "nonsense is no source of runs: give a run log"),
         ("a/b", "a/b is no source of runs"),
