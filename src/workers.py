@@ -23,7 +23,7 @@ from src.training import Observer, prepare_process, train_stack
 from src.wandb_runs import wandb_observers
 
 CRASHES = 2  # processes that may die over one run before it counts as failed
-FALSE_STARTS = 3  # processes that may die before they are at any run
+FALSE_STARTS = 3  # processes in succession that may die while they are at no run
 BAD_LOG, BROKEN_GPU = 3, 4  # a worker's exit statuses when it cannot use the log, or the GPU any more
 
 
@@ -213,7 +213,7 @@ def run_job(job: Job, num_workers: int, every: float = 0.5) -> Iterator[None]:
                     raise LogError(f"a worker could not use the run log {job.log}; what it holds is kept")
                 if worker.exitcode:
                     suspects = log.running(worker.pid)
-                    false_starts += not suspects and worker.exitcode != BROKEN_GPU
+                    false_starts = 0 if suspects or worker.exitcode == BROKEN_GPU else false_starts + 1
                     if false_starts > FALSE_STARTS:
                         raise WorkersError(f"{false_starts} workers died before they could train; their errors say why")
                     if len(suspects) > 1:

@@ -145,21 +145,26 @@ def test_a_killed_stack_is_done_again_and_a_plain_sweep_beside_it_repeats_nothin
     assert not runs["process"].str.endswith(f":{killed[0]}").any()
 
 
-def test_a_run_that_kills_its_workers_fails_and_the_others_go_on(tmp_path):
-    deadly, fine = tiny(seed=1, num_train=4000, num_epochs=1000), tiny(seed=2)
-    job = Job([[deadly], [fine]], tmp_path / "runs.db")
-    log = RunLog(job.log)
+def kill_all_at(deadly, job):
+    """Drive the job with one worker, killing each process that is at the run `deadly`; those processes."""
+    log, killed = RunLog(job.log), set()
 
-    killed = set()
-
-    def kill_each_that_is_at_it():
+    def kill():
         at_it = "SELECT process FROM runs WHERE state = 'running' AND hash = ?"
         for (process,) in log.db.execute(at_it, [deadly.hash]).fetchall():
             if process not in killed:
                 killed.add(process)
                 os.kill(int(process.rpartition(":")[2]), signal.SIGKILL)
 
-    drive(job, 1, kill_each_that_is_at_it)
+    drive(job, 1, kill)
+    return killed
+
+
+def test_a_run_that_kills_its_workers_fails_and_the_others_go_on(tmp_path):
+    deadly, fine = tiny(seed=1, num_train=4000, num_epochs=1000), tiny(seed=2)
+    job = Job([[deadly], [fine]], tmp_path / "runs.db")
+    log = RunLog(job.log)
+    killed = kill_all_at(deadly, job)
     assert len(killed) == workers.CRASHES
     assert log.states() == {deadly.hash: "failed", fine.hash: "finished"}
     (error,) = log.db.execute("SELECT error FROM runs WHERE state = 'failed'").fetchone()
@@ -170,22 +175,15 @@ def test_a_member_that_kills_its_workers_fails_alone(tmp_path):
     """After the death of a stack's worker its runs are trained one by one."""
     deadly, *fine = configs = [tiny(seed=seed, num_train=4000, num_epochs=20) for seed in range(3)]
     job = Job([configs], tmp_path / "runs.db")
-    log, killed = RunLog(job.log), set()
-
-    def kill_each_that_is_at_it():
-        at_it = "SELECT process FROM runs WHERE state = 'running' AND hash = ?"
-        for (process,) in log.db.execute(at_it, [deadly.hash]).fetchall():
-            if process not in killed:
-                killed.add(process)
-                os.kill(int(process.rpartition(":")[2]), signal.SIGKILL)
-
-    drive(job, 1, kill_each_that_is_at_it)
+    log = RunLog(job.log)
+    killed = kill_all_at(deadly, job)
     assert len(killed) == 1 + workers.CRASHES
     assert log.states() == {deadly.hash: "failed"} | {config.hash: "finished" for config in fine}
 
 
-def test_workers_that_cannot_begin_end_the_job(tmp_path, capfd):
+def test_workers_that_cannot_begin_end_the_job(tmp_path, capfd, monkeypatch):
     """Here: a trial of what fits on a GPU that is not there."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(WorkersError, match="4 workers died before they could train; their errors say why"):
         drive(Job([[tiny()]], tmp_path / "runs.db", fit=True), 2)
     assert "Error" in capfd.readouterr().err
