@@ -26,7 +26,7 @@ from src.pretrained.checkpoint import TransferError, open_checkpoint
 from src.pretrained.gala import checkpoint_url, config_of
 from src.pretrained.statistics import QUANTITIES, SINK_LENGTH, SINK_THRESHOLD, sink_rate, summary
 from src.pretrained.texts import PILE, Prompts, fetch_tokenizer, read_texts
-from src.training import choose_device
+from src.training.loop import choose_device
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses
 

@@ -23,13 +23,13 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from tqdm import tqdm
 
 from src.config import FIELD_TYPES, FIELDS, STACKABLE, ConfigError, RunConfig, as_type, checked_list, members, require
-from src.progress import PACE, ProgressBar
 from src.runs import DEFAULT_LOG, LogError, RunLog, load_runs
-from src.stacks import fastest_stacks, make_stacks
-from src.sweep import read_sweep, shard
-from src.training import Observer, check_precision, choose_device, estimate_seconds, prepare_process
-from src.wandb_runs import Connection, log_cell, wandb_mode, wandb_observers
-from src.workers import Job, WorkersError, execute, run_job
+from src.training.loop import Observer, check_precision, choose_device, estimate_seconds, prepare_process
+from src.training.progress import PACE, ProgressBar
+from src.training.stacks import fastest_stacks, make_stacks
+from src.training.sweep import read_sweep, shard
+from src.training.wandb_logger import Connection, log_cell, wandb_mode, wandb_observers
+from src.training.workers import Job, WorkersError, execute, run_job
 
 SUMMARY = __doc__.splitlines()[0]
 OPTION_TYPES = {
@@ -168,7 +168,7 @@ def train_one(options: Namespace, config: RunConfig) -> int:
         execute([config], log, device, [[ProgressBar(config), *others]])
     log.release(config)
     row = log.row(config)
-    from src import report  # with pandas, slow to import: not before the run
+    from src.analysis import report  # with pandas, slow to import: not before the run
 
     print(report.of_run(config, row), f"Logged in {log.path} as {config.hash}.", sep="\n")
     return 0 if row["state"] == "finished" else FAILED
@@ -234,7 +234,7 @@ def plan(options: Namespace, points: list[RunConfig]) -> tuple[list[list[RunConf
 
 def conclude(job: Job, log: RunLog, figures: tuple[str, str | None] | None = None) -> int:
     """Print the table of the job's runs, save pictures under a title and in a folder if asked; the exit status."""
-    from src import report  # with matplotlib, slow to import: not in every worker
+    from src.analysis import report  # with matplotlib, slow to import: not in every worker
 
     hashes = [config.hash for config in job.points]
     runs = load_runs(log.path, history=True)
@@ -264,7 +264,7 @@ def watch(job: Job, log: RunLog, workers: int, title: str) -> None:
 
 
 def dry_run(options: Namespace, points: list[RunConfig]) -> int:
-    from src import report
+    from src.analysis import report
 
     stacks, device, workers = plan(options, points)
     prepare_process()

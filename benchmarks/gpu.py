@@ -18,14 +18,14 @@ import numpy as np
 import torch
 
 from benchmarks import scale
-from src.attention import ATTENTION
 from src.config import RunConfig
+from src.model.attention import ATTENTION
 from src.runs import ROOT, RunLog
-from src.stacks import make_stacks, members_that_fit
-from src.sweep import read_sweep
 from src.tasks import TASKS
-from src.training import DivergedError, Observer, prepare_process, train, train_stack
-from src.workers import Job, run_job
+from src.training.loop import DivergedError, Observer, prepare_process, train, train_stack
+from src.training.stacks import make_stacks, members_that_fit
+from src.training.sweep import read_sweep
+from src.training.workers import Job, run_job
 
 STEPS = 50
 FEW = {"num_train": STEPS * 256, "num_epochs": 1}  # a run of as many steps

@@ -2,7 +2,7 @@
 batch is put together by a DataLoader, metrics look at one sequence at a time.
 
 Tests hold src against it, and benchmarks/training.py measures src against it. Parameters have the names that
-they have in src.transformer, so that one model's state dict loads into the other.
+they have in src.model.transformer, so that one model's state dict loads into the other.
 """
 
 import random

@@ -19,11 +19,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from src.config import RunConfig
-from src.runs import RunLog, device_name, load_runs
-from src.stacks import make_stacks
+from src.runs import RunLog, load_runs
+from src.runs.provenance import device_name
 from src.tasks import TASKS
-from src.training import StackedAdamW, build_stack, num_steps, prepare_process, stream, training_step
-from src.workers import Job, run_job
+from src.training.loop import StackedAdamW, build_stack, num_steps, prepare_process, stream, training_step
+from src.training.stacks import make_stacks
+from src.training.workers import Job, run_job
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"

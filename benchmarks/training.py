@@ -12,9 +12,9 @@ import torch
 from benchmarks import plain
 from src.config import RunConfig
 from src.metrics import NUM_PAIRS
-from src.runs import device_name
+from src.runs.provenance import device_name
 from src.tasks import TASKS
-from src.training import StackedAdamW, build_model, prepare_process, stream, training_step
+from src.training.loop import StackedAdamW, build_model, prepare_process, stream, training_step
 
 ONE = {"task": "classification", "num_layers": 1, "num_heads": 1}
 STEPS = {
@@ -42,7 +42,7 @@ def seconds(*functions: Callable[[], object], turns: int, calls: int = 1) -> np.
 
 
 def fast_training(config: RunConfig, inputs: torch.Tensor, targets: torch.Tensor) -> Iterator[float]:
-    """The counterpart of `plain_training` with the parts of src.training."""
+    """The counterpart of `plain_training` with the parts of src.training.loop."""
     task, model, order = TASKS[config.task](config), build_model(config), stream(config, "order")
     optimizer = StackedAdamW(model, [config.lr])
     while True:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from src.attention import ATTENTION
-from src.transformer import MAX_POSITIONS
+from src.errors import ConfigError, require
+from src.model.attention import ATTENTION
+from src.model.transformer import MAX_POSITIONS
 
 # The paper's settings, task by task, for the fields that are None unless given. A field that is None here
 # and missing from a task's row belongs to the other task.
@@ -39,10 +40,6 @@ TASK_DEFAULTS = {
 }
 
 STACKABLE = ("seed", "lr", "aux_loss_weight")  # fields in which runs that train as one stack may differ
-
-
-class ConfigError(ValueError):
-    """A wrong input, told in one sentence that names the value, what is allowed and how to fix it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,11 +182,6 @@ class RunConfig:
 
 FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
 FIELD_TYPES = get_type_hints(RunConfig)
-
-
-def require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise ConfigError(sentence)
 
 
 def check_name(name: str) -> None:

@@ -13,7 +13,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_notebook_runs_from_any_directory(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
-    elsewhere = f"from src import figures\nfigures.save.__defaults__ = ({str(tmp_path)!r},)"
+    elsewhere = f"from src.analysis import figures\nfigures.save.__defaults__ = ({str(tmp_path)!r},)"
     notebook.cells.insert(0, nbformat.v4.new_code_cell(elsewhere))
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     saved = {path.stem for path in tmp_path.iterdir()}

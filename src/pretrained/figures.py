@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from src.figures import COLUMN, KERNEL_COLOURS, PAGE
+from src.analysis.figures import COLUMN, KERNEL_COLOURS, PAGE
 from src.pretrained.analysis import Analysis
 from src.pretrained.statistics import MASSIVE_MAGNITUDE
 

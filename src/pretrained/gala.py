@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from src.config import ConfigError, require
-from src.cpu import Linear
+from src.model.cpu import Linear
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The figures of the value-softmax model: functions of arrays and trajectories that return a Figure.
 
-A coordinate has one colour in all panels. `src.figures` has the style, the widths and `save`.
+A coordinate has one colour in all panels. `src.analysis.figures` has the style, the widths and `save`.
 """
 
 import logging
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import softmax
 
-from src.figures import COLUMN, PAGE
+from src.analysis.figures import COLUMN, PAGE
 from src.value_softmax import theory
 from src.value_softmax.flow import Orbit
 from src.value_softmax.trajectory import Trajectory, entropy

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from src.figures import COLUMN, PAGE, save
+from src.analysis.figures import COLUMN, PAGE, save
 from src.value_softmax import figures
 from src.value_softmax.descent import descend
 from src.value_softmax.flow import flow, reduced_flow

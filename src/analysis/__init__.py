@@ -1,0 +1,1 @@
+"""What a table of runs says: scores, claims, figures, reports."""

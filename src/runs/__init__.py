@@ -1,0 +1,11 @@
+"""The run log and tables of runs: write, resume, read back.
+
+uv run python -m src.runs export logs/runs.db results/table.parquet
+"""
+
+from src.errors import LogError
+from src.runs.log import DEFAULT_LOG, HISTORY, RunLog
+from src.runs.provenance import ROOT
+from src.runs.table import COMMITTED, export, load_runs
+
+__all__ = ["COMMITTED", "DEFAULT_LOG", "HISTORY", "ROOT", "LogError", "RunLog", "export", "load_runs"]

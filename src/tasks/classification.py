@@ -1,0 +1,68 @@
+"""Which group a set of tokens is from (Section 4.2)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from src import metrics
+from src.config import RunConfig
+from src.model.transformer import Transformer
+from src.tasks.sequences import sample_distinct
+
+
+class Classification:
+    """Which of num_labels groups of tokens a set of tokens is drawn from (Section 4.2), read at CLS.
+
+    The tokens 1 … vocab_size − 1 form num_labels equal consecutive groups; a sequence is seq_length − 1
+    distinct tokens of one group in random order, then CLS (0).
+    """
+
+    causal = False
+    read = evaluated = slice(-1, None)
+    accuracy = "eval/acc"
+
+    def __init__(self, *members: RunConfig):
+        config = members[0]
+        self.num_tokens, self.num_classes = config.vocab_size, config.num_labels
+        self.group_size = (config.vocab_size - 1) // config.num_labels
+        self.num_context = config.seq_length - 1
+
+    def sequences(self, num: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Inputs (num, seq_length) and labels (num,)."""
+        labels = torch.randint(self.num_classes, (num,), generator=generator)
+        tokens = sample_distinct(num, self.group_size, self.num_context, generator)
+        tokens += 1 + labels[:, None] * self.group_size
+        return F.pad(tokens, (0, 1)), labels
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy at the CLS position, the last: logits (S, B, R, classes), labels (S, B), to (S,)."""
+        of_each = F.cross_entropy(logits[:, :, -1].flatten(0, 1), labels.flatten(), reduction="none")
+        return of_each.view(labels.shape).mean(1)
+
+    def accuracies(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"acc": (logits[:, :, -1].argmax(-1) == labels).float().mean(1)}
+
+    def attention_entropies(self, weights: list[Tensor]) -> list[dict[str, float]]:
+        return metrics.collect(lambda w: {"attn_entropy": metrics.row_entropy(w[..., -1, :])}, weights)
+
+    def final_metrics(
+        self,
+        model: Transformer,
+        weights: list[Tensor],
+        inputs: Tensor,
+        labels: Tensor,
+        generators: Sequence[Generator],
+    ) -> list[dict[str, float]]:
+        """How much of CLS's attention goes to one token, and whether that token decides the prediction."""
+        of_cls = [w[..., -1, :].cpu() for w in weights]  # (S, B, H, T) each
+
+        def predict(tokens: Tensor) -> Tensor:
+            # parts whose activations stay in the processor's cache
+            parts = tokens.to(inputs.device).split(1000, dim=1)
+            return torch.cat([model(part, self.read)[0][:, :, -1].argmax(-1) for part in parts], dim=1).cpu()
+
+        mixing = metrics.label_mixing(predict, of_cls, inputs.cpu(), labels.cpu(), generators)
+        sparsity = metrics.collect(metrics.cls_attention, of_cls)
+        return [one | other for one, other in zip(sparsity, mixing, strict=True)]

@@ -1,0 +1,94 @@
+"""Look inside models: trained ones that are kept, and attention rows while a model trains."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from src import metrics
+from src.config import RunConfig
+from src.model.transformer import Transformer
+from src.runs import ROOT
+from src.runs.provenance import git_commit
+from src.tasks import TASKS
+from src.training.loop import Observer, build_model, prepare_process, stream, train
+from src.training.progress import ProgressBar
+
+MODELS = ROOT / "results" / "models"
+
+
+def held_out(config: RunConfig) -> tuple[Tensor, Tensor]:
+    """The evaluation sequences of a run, as the task's `sequences` gives them: inputs and targets."""
+    return TASKS[config.task](config).sequences(config.num_eval, stream(config, "evaluation data"))
+
+
+def trained(config: RunConfig, folder: Path | str = MODELS) -> tuple[Transformer, dict[str, float]]:
+    """The trained model of a run and the run's summary: from `folder` if it is kept there, else trained now
+    (minutes for the paper's induction runs) and kept. Delete the file to train it again."""
+    folder = Path(folder)
+    for path in folder.glob(f"{config.task}_{config.attention_type}_*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata()
+        # not by the hash in its name: a field that RunConfig has got since has its default
+        if RunConfig.from_dict(json.loads(about["config"])) == config:
+            model = build_model(config)
+            model.load_state_dict(load_file(path))
+            return model, json.loads(about["summary"])
+    prepare_process()
+    model, summary = train(config, observers=[ProgressBar(config)])
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"config": json.dumps(config.to_dict()), "summary": json.dumps(summary), "code": str(git_commit())}
+    path = folder / f"{config.task}_{config.attention_type}_{config.hash}.safetensors"
+    unfinished = path.with_suffix(f".{os.getpid()}.part")
+    save_file(model.state_dict(), unfinished, about)
+    unfinished.replace(path)
+    return model, summary
+
+
+@torch.no_grad()
+def attention_weights(model: Transformer, inputs: Tensor) -> Tensor:
+    """Attention weights (layers, B, H, T, T) of a model on inputs (B, T)."""
+    _, weights = model(inputs)
+    return torch.stack(weights)
+
+
+def token_names(ids: Tensor, vocab_size: int) -> list[str]:
+    """The ids (T,) of an induction sequence in words: BOS, the number of each token, and the query's with a ?."""
+    return ["BOS", *(f"{i}" if i < vocab_size else f"{i - vocab_size}?" for i in ids[1:].tolist())]
+
+
+class ClsRecorder(Observer):
+    """Records the CLS row of the last layer for fixed inputs (B, T) after every training step.
+
+    `rows` is then (steps, B, H, T).
+    """
+
+    def __init__(self, inputs: Tensor):
+        self.inputs, self._rows = inputs, []
+
+    @torch.no_grad()
+    def on_step(self, step: int, loss: Tensor, model: Transformer) -> None:
+        _, weights = model(self.inputs, slice(-1, None))
+        self._rows.append(weights[-1][:, :, -1])
+
+    @property
+    def rows(self) -> Tensor:
+        return torch.stack(self._rows)
+
+
+def entropy_and_order(config: RunConfig, sequences: int = 200) -> tuple[Tensor, Tensor]:
+    """Train a classification run; how its last layer's CLS rows on some evaluation sequences change with every step:
+    their normalised entropy, and the share of pairs of keys in the order of the end (`metrics.order_kept`), mean
+    over heads, (steps,) each."""
+    recorder = ClsRecorder(held_out(config)[0][:sequences])
+    train(config, observers=[recorder])
+    return metrics.row_entropy(recorder.rows).mean(-1), metrics.order_kept(recorder.rows)
+
+
+def one_of_each(labels: Tensor) -> Tensor:
+    """Where each label 0, 1, … stands first in labels (B,)."""
+    return torch.stack([(labels == label).nonzero()[0, 0] for label in labels.unique()])

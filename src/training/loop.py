@@ -1,0 +1,295 @@
+"""The training loop, for any task and for any number of runs at once: a single run is a stack of one."""
+
+import dataclasses
+import hashlib
+import itertools
+import math
+import time
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from src.config import STACKABLE, RunConfig, require
+from src.model.cpu import keep_freed_memory
+from src.model.transformer import Transformer
+from src.tasks import TASKS
+
+
+class Observer:
+    """Sees a run as it trains: a progress bar, a log, a recorder of attention rows."""
+
+    def on_step(self, step: int, loss: Tensor, model: Transformer) -> None:
+        """After training step `step` (1, 2, …), whose loss was `loss`."""
+
+    def on_epoch(self, epoch: int, results: dict[str, float]) -> None:
+        """After the evaluation that follows epoch `epoch`; epoch 0 is the start."""
+
+    def on_end(self, state: str, summary: dict[str, float], error: str | None = None) -> None:
+        """After the run, in whatever state (of the run log) it ended; error says why if not in finished."""
+
+
+class DivergedError(Exception):
+    """The loss became infinite or not a number."""
+
+
+def stream(config: RunConfig, purpose: str) -> Generator:
+    """The random numbers of one purpose of a run: they depend on nothing but its seed and the purpose."""
+    digest = hashlib.sha256(f"{purpose} {config.seed}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def build_stack(configs: Sequence[RunConfig]) -> Transformer:
+    """The untrained models of runs that differ in STACKABLE fields alone, as one stack."""
+    config = configs[0]
+    task = TASKS[config.task](*configs)
+    return Transformer(
+        task.num_tokens,
+        task.num_classes,
+        causal=task.causal,
+        embed_dim=config.embed_dim,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        attention_type=config.attention_type,
+        positional_type=config.positional_type,
+        use_mlp=config.use_mlp,
+        use_layernorm=config.use_layernorm,
+        generators=[stream(member, "initialisation") for member in configs],
+    )
+
+
+def build_model(config: RunConfig) -> Transformer:
+    """The untrained model of a run."""
+    return build_stack([config])
+
+
+def member_of(stack: Transformer, configs: Sequence[RunConfig], i: int) -> Transformer:
+    """The model of run i of the stack, whose parameters are the stack's own memory."""
+    if len(configs) == 1:
+        return stack
+    model = build_model(configs[i])
+    for own, stacked in zip(model.parameters(), stack.parameters(), strict=True):
+        own.data = stacked.data[i : i + 1]
+    return model
+
+
+class StackedAdamW:
+    """AdamW with PyTorch's defaults and a learning rate for each member of a stack.
+
+    Neighbours of one learning rate share a group of torch's optimiser, whose parameters are views of the stack's.
+    """
+
+    def __init__(self, model: Transformer, lrs: Sequence[float]):
+        self.parameters = list(model.parameters())
+        self.views: list[tuple[Tensor, Tensor, slice]] = []  # view, parameter, and which members it shows
+        groups, start = [], 0
+        for lr, same in itertools.groupby(lrs):
+            span = slice(start, start := start + len(list(same)))
+            groups.append({"params": [self._view(parameter, span) for parameter in self.parameters], "lr": lr})
+        self.adamw = torch.optim.AdamW(groups, fused=True)
+
+    def _view(self, parameter: Tensor, span: slice) -> Tensor:
+        if span == slice(0, len(parameter)):
+            return parameter
+        view = parameter.detach()[span]
+        self.views.append((view, parameter, span))
+        return view
+
+    def step(self) -> None:
+        for view, parameter, span in self.views:
+            view.grad = None if parameter.grad is None else parameter.grad[span]
+        self.adamw.step()
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+
+def num_steps(config: RunConfig) -> int:
+    """Training steps in a run."""
+    return config.num_epochs * math.ceil(config.num_train / config.batch_size)
+
+
+def estimate_seconds(configs: Sequence[RunConfig], device: str = "cpu") -> float:
+    """How long a stack of runs takes alone, judged by a few steps and evaluations of it."""
+
+    def seconds(steps: int) -> float:
+        began = time.perf_counter()
+        few = {"num_epochs": 1, "num_train": steps * configs[0].batch_size}
+        train_stack([dataclasses.replace(config, **few) for config in configs], device)
+        return time.perf_counter() - began
+
+    seconds(1)  # the first steps of a process are slow
+    few, more = seconds(3), seconds(9)
+    step = max(more - few, 0) / 6
+    evaluations = max(few - 3 * step, 0)  # the two of those runs, and their final metrics
+    return num_steps(configs[0]) * step + evaluations * (1 + configs[0].num_epochs) / 2
+
+
+def choose_device(name: str) -> str:
+    """`cpu` or `cuda` for `auto`, `cpu` or `cuda`; ConfigError where there is no such device."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    require(name != "cuda" or torch.cuda.is_available(), "device=cuda needs a CUDA GPU; use --device=cpu here")
+    return name
+
+
+def prepare_process() -> None:
+    """One thread for each run, so that results do not depend on how many cores or workers there are."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+
+
+def train(
+    config: RunConfig, device: str = "cpu", observers: Iterable[Observer] = ()
+) -> tuple[Transformer, dict[str, float]]:
+    """Train and evaluate the run; the model and its summary: the last epoch's results and the final metrics.
+
+    Raises DivergedError at the end of the first epoch whose loss is not finite, after telling the observers.
+    """
+    model, (outcome,) = train_stack([config], device, [observers])
+    if isinstance(outcome, DivergedError):
+        raise outcome
+    return model, outcome
+
+
+def train_stack(
+    configs: Sequence[RunConfig], device: str = "cpu", observers: Sequence[Iterable[Observer]] | None = None
+) -> tuple[Transformer, list[dict[str, float] | DivergedError]]:
+    """Train and evaluate runs that differ in STACKABLE fields alone as one stack, each with observers of its own.
+
+    Returns the stack's model and what became of each run: its summary as `train` returns it, or a
+    DivergedError. A run that diverges ends at that epoch and harms no other: members share no number. Those of
+    one learning rate should be neighbours (see StackedAdamW). Raises ConfigError for runs that are no stack, and
+    for a precision that the device lacks.
+    """
+    config = configs[0]
+    check_stack(configs)
+    check_precision(config, device)
+    task = TASKS[config.task](*configs)
+    of_seed = list({member.seed: member for member in configs}.values())  # runs of one seed share their data
+    seeds = [member.seed for member in of_seed]
+    which = torch.tensor([seeds.index(member.seed) for member in configs])[:, None]  # (S, 1)
+
+    def sequences(num: int, purpose: str) -> list[Tensor]:
+        """Inputs and targets of every seed, one after another: (seeds · num, …) each."""
+        drawn = [task.sequences(num, stream(member, purpose)) for member in of_seed]
+        return [torch.cat(parts).to(device) for parts in zip(*drawn, strict=True)]
+
+    inputs, targets = sequences(config.num_train, "training data")
+    places = (which * config.num_eval + torch.arange(config.num_eval)).to(device)  # (S, sequences)
+    held_out = [x[places] for x in sequences(config.num_eval, "evaluation data")]
+    model = build_stack(configs).to(device)
+    optimizer = StackedAdamW(model, [member.lr for member in configs])
+    orders = [stream(member, "order") for member in of_seed]
+    members = Members(configs, model, observers or [()] * len(configs))
+
+    evaluated, weights = evaluate(model, task, *held_out)
+    members.end_epoch(0, 0, [{}] * len(configs), evaluated)
+    step = 0
+    for epoch in range(1, config.num_epochs + 1):
+        total = torch.zeros(len(configs), device=device)
+        order = torch.stack([torch.randperm(config.num_train, generator=order) for order in orders])[which[:, 0]]
+        for batch in (which * config.num_train + order).to(device).split(config.batch_size, dim=1):
+            losses = training_step(model, optimizer, task, inputs[batch], targets[batch], config.precision)
+            total += losses * batch.shape[1]
+            step += 1
+            members.end_step(step, losses)
+        evaluated, weights = evaluate(model, task, *held_out)
+        train_losses = (total / config.num_train).tolist()
+        members.end_epoch(epoch, step, [{"train/loss": loss} for loss in train_losses], evaluated)
+        if not members.running:
+            break
+    if members.running:
+        generators = [stream(member, "label mixing") for member in configs]
+        with torch.no_grad():
+            members.finish(task.final_metrics(model, weights, *held_out, generators))
+    return model, members.outcomes
+
+
+class Members:
+    """The runs of a stack: who is still running, what each has to show, and what became of it."""
+
+    def __init__(self, configs: Sequence[RunConfig], model: Transformer, observers: Sequence[Iterable[Observer]]):
+        self.observers = [list(own) for own in observers]
+        self.running = list(range(len(configs)))
+        self.results: list[dict[str, float]] = [{} for _ in configs]
+        self.outcomes: list[dict[str, float] | DivergedError] = [{} for _ in configs]
+        # Only those who look at steps are shown them: the log of a large stack would make a GPU wait.
+        self.watching = [
+            (i, observer, member_of(model, configs, i))
+            for i, own in enumerate(self.observers)
+            for observer in own
+            if type(observer).on_step is not Observer.on_step
+        ]
+
+    def end_step(self, step: int, losses: Tensor) -> None:
+        for i, observer, model in self.watching:
+            if i in self.running:
+                observer.on_step(step, losses[i], model)
+
+    def end_epoch(self, epoch: int, step: int, trained: list[dict[str, float]], evaluated: list[dict[str, float]]):
+        """Tell observers, and end the runs whose loss is not finite."""
+        for i in list(self.running):
+            self.results[i] = {"epoch": epoch, "step": step} | trained[i] | evaluated[i]
+            for observer in self.observers[i]:
+                observer.on_epoch(epoch, self.results[i])
+            loss = trained[i].get("train/loss", 0.0)
+            if not math.isfinite(loss):
+                self.outcomes[i] = DivergedError(f"the loss of epoch {epoch} is {loss}")
+                self._end(i, "diverged", self.results[i], str(self.outcomes[i]))
+
+    def finish(self, final: list[dict[str, float]]) -> None:
+        for i in list(self.running):
+            self.outcomes[i] = self.results[i] | final[i]
+            self._end(i, "finished", self.outcomes[i])
+
+    def _end(self, i: int, state: str, summary: dict[str, float], error: str | None = None) -> None:
+        self.running.remove(i)
+        for observer in self.observers[i]:
+            observer.on_end(state, summary, error)
+
+
+def check_stack(configs: Sequence[RunConfig]) -> None:
+    """ConfigError if the runs differ in more than STACKABLE fields."""
+    for member in configs:
+        for name, value in member.to_dict().items():
+            first = getattr(configs[0], name)
+            require(
+                name in STACKABLE or value == first,
+                f"{name}={first} and {name}={value} cannot be in one stack; its runs may differ in "
+                f"{', '.join(STACKABLE)} alone",
+            )
+
+
+def check_precision(config: RunConfig, device: str) -> None:
+    require(
+        config.precision != "tf32" or device == "cuda",
+        "precision=tf32 needs a CUDA GPU; use --precision=float32 here, or --device=cuda where there is one",
+    )
+
+
+def training_step(
+    model: Transformer, optimizer: StackedAdamW, task, inputs: Tensor, targets: Tensor, precision: str
+) -> Tensor:
+    """One step of gradient descent of each member on its batch, inputs (S, B, T); their losses (S,), detached."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        logits, _ = model(inputs, task.read)
+    losses = task.loss(logits.to(model.head.weight.dtype), targets)
+    optimizer.zero_grad()
+    losses.sum().backward()  # each member's gradient is that of its own loss
+    optimizer.step()
+    torch.set_float32_matmul_precision("highest")  # for evaluation
+    return losses.detach()
+
+
+@torch.no_grad()
+def evaluate(model: Transformer, task, inputs: Tensor, targets: Tensor) -> tuple[list[dict[str, float]], list[Tensor]]:
+    """Loss, accuracies and attention entropies of each member in float32, and the attention weights of each
+    layer, (S, B, H, R, T); inputs (S, B, T)."""
+    logits, weights = model(inputs, task.evaluated)
+    measured = {"loss": task.loss(logits, targets)} | task.accuracies(logits, targets)
+    values = torch.stack(list(measured.values()), dim=1).tolist()  # one wait for a GPU
+    named = [{f"eval/{name}": value for name, value in zip(measured, row, strict=True)} for row in values]
+    return [one | other for one, other in zip(named, task.attention_entropies(weights), strict=True)], weights

@@ -1,0 +1,79 @@
+"""Which runs train as one stack, and how many at once."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from src.config import RunConfig
+from src.tasks import TASKS
+from src.training.loop import train_stack
+
+MARGIN = 0.9  # of the free memory: the rest is for what the allocator cannot use
+CHEAP = 1e8  # multiply-adds of a step, below which a CPU spends much of it on everything else
+ON_A_CPU = 8  # runs in a stack of such steps
+
+
+def make_stacks(points: Sequence[RunConfig], size: int | None) -> list[list[RunConfig]]:
+    """The points as stacks of at most `size` runs (None: as many as there are), in the order of their first.
+
+    Runs of one stack differ in seed, lr and aux_loss_weight alone. Those without auxiliary loss stay among
+    themselves: they need the last position only, about half of the work. Runs of one learning rate are
+    neighbours, so that they share a group of the optimiser.
+    """
+    if size == 1:
+        return [[config] for config in points]
+    groups: dict[RunConfig, list[RunConfig]] = {}
+    for config in points:
+        aux = config.aux_loss_weight and 1.0
+        groups.setdefault(dataclasses.replace(config, seed=0, lr=1.0, aux_loss_weight=aux), []).append(config)
+    return [
+        part
+        for group in groups.values()
+        for part in batched(sorted(group, key=lambda config: config.lr), size or len(group))
+    ]
+
+
+def step_work(config: RunConfig) -> int:
+    """About how many multiply-adds the matrix products of the blocks take in a step."""
+    read = len(range(config.seq_length)[TASKS[config.task](config).read])  # positions that pass the last block
+    positions = (config.num_layers - 1) * config.seq_length + read
+    return config.batch_size * positions * config.embed_dim**2 * (12 if config.use_mlp else 4)
+
+
+def fastest_stacks(points: Sequence[RunConfig], device: str) -> list[list[RunConfig]]:
+    """The points as stacks of the size that was measured to be fastest: on a GPU as many as there are (it is for
+    `members_that_fit` to cut them); on a CPU several where a step is cheap, else each run alone."""
+    if device == "cuda":
+        return make_stacks(points, None)
+    cheap = [config for config in points if step_work(config) < CHEAP]
+    others = [config for config in points if step_work(config) >= CHEAP]
+    few = [part for stack in make_stacks(cheap, None) for part in evenly(stack, ON_A_CPU)]
+    return make_stacks(others, 1) + few
+
+
+def batched(items: list[RunConfig], size: int) -> list[list[RunConfig]]:
+    """The items in parts of `size`, the last perhaps shorter."""
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def evenly(items: list[RunConfig], size: int) -> list[list[RunConfig]]:
+    """The items in as few parts of at most `size` as there can be, of about one length."""
+    return batched(items, -(-len(items) // -(-len(items) // size)))
+
+
+def members_that_fit(stack: Sequence[RunConfig]) -> int:
+    """How many runs like those of the stack fit on the GPU, judged by the peak of a short trial with two; 1 where
+    even those do not."""
+    trial = [dataclasses.replace(c, num_epochs=1, num_train=2 * c.batch_size) for c in stack[:2]]
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    try:
+        train_stack(trial, "cuda")
+    except torch.OutOfMemoryError:  # another process may have taken the memory meanwhile
+        return 1
+    each = (torch.cuda.max_memory_allocated() - before) / len(trial)
+    data = stack[0].num_train * 2 * stack[0].seq_length * 8  # bytes of a seed's training sequences, int64
+    return max(1, int(MARGIN * free / (each + data)))

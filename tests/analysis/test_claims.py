@@ -1,0 +1,162 @@
+"""The paper's claims, measured: on tables made by hand, and in the README as in the committed runs."""
+
+import re
+from collections import Counter
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from src.analysis import claims
+from src.config import RunConfig
+from src.runs import COMMITTED, ROOT, load_runs
+
+
+def induction_runs(scores: dict[str, list[float]]) -> pd.DataFrame:
+    """Runs of the main setting: the one head's sink score of each seed, by attention type."""
+    return pd.DataFrame(
+        RunConfig(attention_type=name, positional_type="add", seed=seed).to_dict()
+        | {"state": "finished", "eval/acc_induction": 1.0}
+        | dict.fromkeys(("1_0_rel_attn_bos_global", "1_0_mag_attn_bos_global"), score)
+        for name, values in scores.items()
+        for seed, score in enumerate(values)
+    )
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [((0.8, 0.65, 0.951), "0.80 [0.65, 0.95]"), ((1, 1, 1), "1.00"), ((-0.5, -0.6, 0), "−0.50 [−0.60, 0.00]")],
+)
+def test_an_interval_in_words(numbers, text):
+    assert claims.interval(*numbers) == text
+
+
+def test_sinks_are_counted_by_type():
+    runs = induction_runs({"softmax": [0.95, 0.99], "sigmoid_unnorm": [0.95, 0.1]})
+    assert claims.sinks_by_type(runs) == "share of heads: softmax 1.00, sigmoid_unnorm 0.50 [0.00, 1.00]"
+
+
+def test_the_main_setting_is_taken_where_most_runs_are():
+    runs = induction_runs({"softmax": [0.95, 0.1, 0.1]}).assign(lr=[1e-4, 2e-3, 2e-3])
+    assert claims.induction_main(runs).index.tolist() == [1, 2]
+    assert claims.induction_main(runs[:0]).empty
+
+
+def test_runs_that_solve_the_task_are_counted_by_learning_rate():
+    induction = induction_runs({"softmax": [0.9, 0.9], "uniform": [0.1]}).assign(lr=[0.1, 1e-3, 1e-3])
+    induction.loc[0, "eval/acc_induction"] = 0.95
+    classification = pd.DataFrame([RunConfig(task="classification").to_dict() | {"state": "finished", "eval/acc": 1}])
+    assert claims.learned(pd.concat([induction, classification])) == (
+        "runs with accuracy above 0.95 (mean accuracy): induction with positions: lr 0.001 1 of 1 (1.00), "
+        "lr 0.1 0 of 1 (0.95); classification: lr 0.001 1 of 1 (1.00)"
+    )
+
+
+def test_the_effect_of_normalising_is_a_mean_over_pairs_of_a_seed():
+    scores = {"sigmoid_norm": [0.95, 0.95, 0.1], "sigmoid_unnorm": [0.1, 0.1, 0.1, 0.95], "mlp_norm": [0.95]}
+    runs = claims.induction_main(induction_runs(scores))
+    effects = claims.effects_of_normalising_in(runs, claims.scores.sink_shares(runs))
+    assert effects == "sigmoid +0.67 [−0.77, +1.00]"  # seed 3 has no pair, mlp no other run
+
+
+def test_settings_show_what_was_not_solved_and_what_was_not_run():
+    one = induction_runs({"softmax": [0.95]})
+    unsolved = one.assign(aux_loss_weight=0.0, **{"eval/acc_induction": 0.5})
+    lines = claims.settings_table(pd.concat([one, unsolved], ignore_index=True)).replace("\N{NO-BREAK SPACE}", " ")
+    assert "| aux 0.2, shift, positions add | 1.00 |  |" in lines
+    assert "| aux 0, shift, positions add | – |  |" in lines
+    assert "| aux 0, no shift, positions add |  |  |" in lines
+
+
+def test_the_effect_of_normalising_in_every_setting():
+    runs = [
+        induction_runs({"sigmoid_norm": [high], "sigmoid_unnorm": [low], "mlp_norm": [0.95]}).assign(**setting)
+        for setting, high, low in (
+            ({}, 0.95, 0.1),
+            ({"shift_query_token": False}, 0.1, 0.95),
+            ({"positional_type": "no"}, 0.95, 0.91),
+            ({"aux_loss_weight": 0.0}, 0.1, 0.1),
+        )
+    ]
+    runs.append(runs[0].assign(seed=1, vocab_size=60))  # a second run in a setting is one more for its mean
+    runs = pd.concat(runs, ignore_index=True)
+    assert claims.effects_by_setting(runs).endswith(
+        "aux 0 higher in 0, equal in 1, lower in 0; aux 0.2 higher in 1, equal in 1, lower in 1"
+    )
+    assert "| 1.00 / 0.00 |" in claims.settings_table(runs)
+
+
+def test_scores_of_signed_kernels():
+    runs = induction_runs({"mlp_norm": [3.4, -7.2, 0.95], "softmax": [99.0]})
+    runs["1_0_mag_attn_bos_global"] = [0.4, 0.1, 0.92, 1.0]
+    assert claims.range_of_signed_scores(runs) == (
+        "sink scores from −7 to 3; 2 heads above 0.9, 1 of them above 1, with shares of abs(w) of at most 0.92"
+    )
+
+
+def test_the_order_when_attention_is_half_polarized():
+    entropies = np.array([[1.0, 0.4, 0.1], [1.0, 0.9, 0.3]])
+    orders = np.array([[0.5, 0.8, 1.0], [0.5, 0.6, 0.8]])
+    assert claims.order_when_polarized(entropies, orders) == (
+        "the entropy falls below 0.5 at step 2 to 3, when 0.80 of all pairs of tokens are in the order of the end"
+    )
+
+
+def test_a_table_has_a_row_for_each_kernel_and_leaves_blank_what_was_not_run():
+    table = claims.sink_table(induction_runs({"softmax": [0.95], "mlp_unnorm": [0.1]})).splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in table[2:]] == [
+        *("softmax", "sigmoid", "elu · elu", "elu", "linear", "mlp")
+    ]
+    assert table[2] == "| softmax | 1.00 |  | 1.00 |  |"
+    assert table[-1] == "| mlp |  | 0.00 |  | 0.00 |"
+
+
+def test_entropy_is_compared_at_the_start_and_at_the_end():
+    history = {"history/step": np.array([0, 10]), "history/1_0_attn_entropy": np.array([1.0, 0.25])}
+    runs = induction_runs({"softmax": [0.95]}).assign(**{name: [values] for name, values in history.items()})
+    assert claims.entropy_fall(runs, "softmax", layer=1) == "1.00 → 0.25"
+
+
+def test_the_readme_says_what_the_committed_runs_say():
+    readme, runs = (ROOT / "README.md").read_text(), load_runs(COMMITTED, history=True)
+    for claim, measure in claims.MEASURED.items():
+        assert f"({claim})" in readme
+        assert measure(runs) in readme
+    for table in (claims.sink_table, claims.settings_table, claims.sparsity_table):
+        assert table(runs) in readme
+
+
+def test_the_readme_says_what_the_notebook_measured():
+    notebook = nbformat.read(ROOT / "visualizations" / "classification_with_sample_tracking.ipynb", as_version=4)
+    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    (sentence,) = [line for line in printed.splitlines() if "in the order of the end" in line]
+    assert sentence in (ROOT / "README.md").read_text()
+
+
+def test_the_committed_runs_are_accounted_for():
+    """The table of commands in results/README.md has all of them, by the commit whose code trained them."""
+    rows = re.findall(r"^\| ([\d,]+) \| .* \| (\w+) \| .* \|$", (ROOT / "results" / "README.md").read_text(), re.M)
+    counts = Counter()
+    for count, code in rows:
+        counts[code] += int(count.replace(",", ""))
+    assert counts == Counter(load_runs(COMMITTED)["code"].str[:7])
+
+
+def test_what_no_run_says_is_said(tmp_path, capsys):
+    induction_runs({"sigmoid_norm": [0.95]}).to_parquet(tmp_path / "runs.parquet")
+    assert claims.main([str(tmp_path / "runs.parquet")]) == 0
+    out = capsys.readouterr().out
+    assert "(a) no run of softmax to measure this by" in out
+    assert "| sigmoid | 1.00 |" in out
+
+
+@pytest.mark.parametrize(("source", "words"), [("nowhere.parquet", "nowhere.parquet"), ("empty.parquet", "empty")])
+def test_a_source_without_runs_is_one_sentence(source, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pd.DataFrame().to_parquet("empty.parquet")
+    assert claims.main([source]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert words in message
+    assert message.count("\n") == 1
