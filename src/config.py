@@ -39,6 +39,14 @@ TASK_DEFAULTS = {
     },
 }
 
+# The fields that RunConfig had when logs began: every run's hash has them. Never to be changed.
+IN_EVERY_HASH = frozenset(
+    (
+        "task seed attention_type lr num_epochs batch_size embed_dim num_layers num_heads use_mlp use_layernorm "
+        "positional_type vocab_size seq_length num_train num_eval aux_loss_weight shift_query_token num_labels precision"
+    ).split()
+)
+
 STACKABLE = ("seed", "lr", "aux_loss_weight")  # fields in which runs that train as one stack may differ
 
 
@@ -175,8 +183,14 @@ class RunConfig:
 
     @property
     def hash(self) -> str:
-        """The run's identity: 16 hexadecimal digits that depend on every field."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
+        """The run's identity: 16 hexadecimal digits that depend on every field.
+
+        A field that is not among IN_EVERY_HASH counts only where it differs from its default, so that a new field
+        leaves the identity of all runs before it as it was, for older code too.
+        """
+        values = self.to_dict()
+        counted = {k: v for k, v in values.items() if k in IN_EVERY_HASH or v != FIELDS[k].default}
+        text = json.dumps(counted, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
