@@ -40,12 +40,13 @@ TASK_DEFAULTS = {
 }
 
 # The fields that RunConfig had when logs began: every run's hash has them. Never to be changed.
-IN_EVERY_HASH = frozenset(
-    (
-        "task seed attention_type lr num_epochs batch_size embed_dim num_layers num_heads use_mlp use_layernorm "
-        "positional_type vocab_size seq_length num_train num_eval aux_loss_weight shift_query_token num_labels precision"
-    ).split()
-)
+# fmt: off
+IN_EVERY_HASH = frozenset((
+    "task", "seed", "attention_type", "lr", "num_epochs", "batch_size", "embed_dim",
+    "num_layers", "num_heads", "use_mlp", "use_layernorm", "positional_type", "vocab_size", "seq_length",
+    "num_train", "num_eval", "aux_loss_weight", "shift_query_token", "num_labels", "precision",
+))
+# fmt: on
 
 STACKABLE = ("seed", "lr", "aux_loss_weight")  # fields in which runs that train as one stack may differ
 
