@@ -24,7 +24,14 @@ from tqdm import tqdm
 
 from src.config import FIELD_TYPES, FIELDS, STACKABLE, ConfigError, RunConfig, as_type, checked_list, members, require
 from src.runs import DEFAULT_LOG, LogError, RunLog, load_runs
-from src.training.loop import Observer, check_precision, choose_device, estimate_seconds, prepare_process
+from src.training.loop import (
+    Observer,
+    check_own_task,
+    check_precision,
+    choose_device,
+    estimate_seconds,
+    prepare_process,
+)
 from src.training.progress import PACE, ProgressBar
 from src.training.stacks import fastest_stacks, make_stacks
 from src.training.sweep import read_sweep, shard
@@ -92,7 +99,7 @@ def make_parser() -> ArgumentParser:
         type=OPTION_TYPES["wandb"],
         help="log to W&B too (default: under its agent, or as WANDB_MODE says)",
     )
-    parser.add_class_arguments(RunConfig, skip=set(STACKABLE))
+    parser.add_class_arguments(RunConfig, skip={*STACKABLE, "source"})
     for name in STACKABLE:
         kind, default = FIELD_TYPES[name], FIELDS[name].default
         about = re.search(f"{name}: (.*)", RunConfig.__doc__)[1]
@@ -155,6 +162,7 @@ def train_one(options: Namespace, config: RunConfig) -> int:
     refuse(options, "workers", "stack", goes_with="--sweep and with lists of seeds, say")
     device, mode = choose_device(options.device), wandb_mode(options.wandb)
     check_precision(config, device)
+    check_own_task(config)
     log = open_log(options.log)
     if not log.claim(config):
         print("Another process is training this run: waiting for it.", file=sys.stderr)
@@ -229,6 +237,8 @@ def plan(options: Namespace, points: list[RunConfig]) -> tuple[list[list[RunConf
     stacks = fastest_stacks(points, device) if auto else make_stacks(points, int(options.stack))
     for stack in stacks:
         check_precision(stack[0], device)
+    for config in {stack[0].task: stack[0] for stack in stacks}.values():
+        check_own_task(config)
     return stacks, device, options.workers or (1 if device == "cuda" else len(os.sched_getaffinity(0)))
 
 

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks import scale
 from src.config import RunConfig
-from src.model.attention import ATTENTION
+from src.model.registry import ATTENTION
 from src.runs import ROOT, RunLog
 from src.tasks import TASKS
 from src.training.loop import DivergedError, Observer, prepare_process, train, train_stack

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from src.config import RunConfig
 from src.runs import RunLog, load_runs
 from src.runs.provenance import device_name
-from src.tasks import TASKS
+from src.tasks import find_task
 from src.training.loop import StackedAdamW, build_stack, num_steps, prepare_process, stream, training_step
 from src.training.stacks import make_stacks
 from src.training.workers import Job, run_job
@@ -68,7 +68,7 @@ class Steps:
 
     def __init__(self, config: RunConfig, size: int, device: str = DEVICE, dtype: torch.dtype = torch.float32):
         members = [dataclasses.replace(config, seed=seed) for seed in range(size)]
-        self.task, self.config = TASKS[config.task](*members), config
+        self.task, self.config = find_task(config.task)(*members), config
         num = 8 * config.batch_size
         self.inputs, self.targets = (x.to(device) for x in self.task.sequences(num, stream(config, "training data")))
         orders = torch.stack([torch.randperm(num, generator=stream(member, "order")) for member in members])

@@ -13,7 +13,7 @@ from benchmarks import plain
 from src.config import RunConfig
 from src.metrics import NUM_PAIRS
 from src.runs.provenance import device_name
-from src.tasks import TASKS
+from src.tasks import find_task
 from src.training.loop import StackedAdamW, build_model, prepare_process, stream, training_step
 
 ONE = {"task": "classification", "num_layers": 1, "num_heads": 1}
@@ -43,7 +43,7 @@ def seconds(*functions: Callable[[], object], turns: int, calls: int = 1) -> np.
 
 def fast_training(config: RunConfig, inputs: torch.Tensor, targets: torch.Tensor) -> Iterator[float]:
     """The counterpart of `plain_training` with the parts of src.training.loop."""
-    task, model, order = TASKS[config.task](config), build_model(config), stream(config, "order")
+    task, model, order = find_task(config.task)(config), build_model(config), stream(config, "order")
     optimizer = StackedAdamW(model, [config.lr])
     while True:
         for batch in torch.randperm(len(inputs), generator=order).split(config.batch_size):
@@ -55,7 +55,7 @@ def measure_steps() -> str:
     rows = {}
     for name, fields in STEPS.items():
         config = RunConfig(**fields)
-        data = TASKS[config.task](config).sequences(40 * config.batch_size, stream(config, "training data"))
+        data = find_task(config.task)(config).sequences(40 * config.batch_size, stream(config, "training data"))
         slow, fast = plain.plain_training(config, *data), fast_training(config, *data)
         times = 1e3 * seconds(lambda it=slow: next(it), lambda it=fast: next(it), turns=7, calls=8)
         rows[name] = [*times, times[0] / times[1]]
@@ -65,7 +65,7 @@ def measure_steps() -> str:
 def measure_around() -> str:
     rows = {}
     config = RunConfig()
-    task = TASKS[config.task](config)
+    task = find_task(config.task)(config)
     data = stream(config, "training data")
     rows["100,000 induction sequences"] = seconds(
         lambda: plain.plain_induction_sequences(config, 100_000), lambda: task.sequences(100_000, data), turns=3
@@ -79,7 +79,7 @@ def measure_around() -> str:
             turns=3,
         )
         config = RunConfig(task="classification")
-        task, model = TASKS[config.task](config), build_model(config)
+        task, model = find_task(config.task)(config), build_model(config)
         inputs, labels = task.sequences(1000, data)
         rows["label mixing, 2 layers × 4 heads × 500 pairs"] = seconds(
             lambda: plain.plain_label_mixing(model, inputs, labels, NUM_PAIRS),

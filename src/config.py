@@ -16,28 +16,10 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from src.errors import ConfigError, require
-from src.model.attention import ATTENTION
+from src.extensions import canonical, is_external, short_name, source_hash
+from src.model.registry import find_attention
 from src.model.transformer import MAX_POSITIONS
-
-# The paper's settings, task by task, for the fields that are None unless given. A field that is None here
-# and missing from a task's row belongs to the other task.
-TASK_DEFAULTS = {
-    "induction": {
-        "vocab_size": 50,
-        "seq_length": 13,
-        "num_train": 100_000,
-        "positional_type": "concat",
-        "aux_loss_weight": 0.2,
-        "shift_query_token": True,
-    },
-    "classification": {
-        "vocab_size": 41,
-        "seq_length": 11,
-        "num_train": 10_000,
-        "positional_type": "no",
-        "num_labels": 4,
-    },
-}
+from src.tasks import find_task
 
 # The fields that RunConfig had when logs began: every run's hash has them. Never to be changed.
 # fmt: off
@@ -59,9 +41,9 @@ class RunConfig:
     under which runs are what they were before: logs written earlier are read with it.
 
     Args:
-        task: What is learned, Section 4.1 (induction) or 4.2 (classification) of the paper.
+        task: What is learned: induction (Section 4.1 of the paper), classification (4.2), or FILE.py:NAME, your own.
         seed: Decides data, initialisation, order and label mixing.
-        attention_type: How attention weights are computed, Table 1 of the paper.
+        attention_type: How attention weights are computed: one of src/model/registry.py, or FILE.py:NAME, your own.
         lr: AdamW's learning rate, constant.
         num_epochs: Passes over the training sequences.
         batch_size: Sequences in a training step.
@@ -79,11 +61,12 @@ class RunConfig:
         shift_query_token: Whether the query is a token of its own (induction).
         num_labels: Groups of tokens (classification).
         precision: Arithmetic of training: float32, tf32 (float32 whose products a GPU rounds), or bf16 by autocast.
+        source: Hash of the files that FILE.py:NAME names, filled in: an edited function is a new run.
     """
 
-    task: Literal["induction", "classification"] = "induction"
+    task: str = "induction"
     seed: int = 0
-    attention_type: Literal[*ATTENTION] = "softmax"
+    attention_type: str = "softmax"
     lr: float = 1e-3
     num_epochs: int = 10
     batch_size: int = 256
@@ -101,25 +84,41 @@ class RunConfig:
     shift_query_token: bool | None = None
     num_labels: int | None = None
     precision: Literal["float32", "tf32", "bf16"] = "float32"
+    source: str | None = None
 
     def __post_init__(self):
         for name in FIELDS:
             object.__setattr__(self, name, checked(name, getattr(self, name)))
+        if self.source is not None:  # a logged config, complete, whose code may be elsewhere by now
+            return
+        self._find_own_code()
         self._fill_in_task_defaults()
         self._check_sizes()
-        if self.task == "induction":
-            self._check_induction()
-        else:
-            self._check_classification()
+        find_task(self.task).check(self)
+
+    def _find_own_code(self):
+        """Check task and attention type, and take the hash of the user's files among them."""
+        find_attention(self.attention_type)
+        find_task(self.task)
+        for name in ("attention_type", "task"):
+            if is_external(getattr(self, name)):
+                object.__setattr__(self, name, canonical(getattr(self, name)))
+        object.__setattr__(self, "source", self.own_source())
+
+    def own_source(self) -> str | None:
+        """The hash of the user's files among task and attention type, as they are now; None if there are none."""
+        places = [name for name in (self.attention_type, self.task) if is_external(name)]
+        return " ".join(map(source_hash, places)) or None
 
     def _fill_in_task_defaults(self):
-        own = TASK_DEFAULTS[self.task]
-        for name in set().union(*TASK_DEFAULTS.values()):
+        own = find_task(self.task).defaults
+        for name, value in own.items():
+            require(name in TASK_FIELDS, f"task={self.task} has a default of {name}; only {', '.join(TASK_FIELDS)} can")
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, checked(name, value))
+        for name in TASK_FIELDS:
             given = getattr(self, name)
-            if name in own and given is None:
-                object.__setattr__(self, name, own[name])
-            elif name not in own and given is not None:
-                raise ConfigError(f"{name}={given} has no meaning for task={self.task}; leave it out")
+            require(name in own or given is None, f"{name}={given} has no meaning for task={self.task}; leave it out")
 
     def _check_sizes(self):
         for name in FIELDS:
@@ -146,28 +145,6 @@ class RunConfig:
             f"seq_length={self.seq_length} must be at most {MAX_POSITIONS}, the number of position embeddings",
         )
 
-    def _check_induction(self):
-        require(self.seq_length >= 5, f"seq_length={self.seq_length} must be at least 5 for task=induction")
-        require(
-            self.seq_length - 3 <= self.vocab_size - 1,
-            f"seq_length={self.seq_length} needs {self.seq_length - 3} distinct context tokens, but "
-            f"vocab_size={self.vocab_size} has {self.vocab_size - 1}; lower seq_length or raise vocab_size",
-        )
-
-    def _check_classification(self):
-        require(self.num_labels >= 2, f"num_labels={self.num_labels} must be at least 2 for there to be a choice")
-        require(
-            self.vocab_size > 1 and (self.vocab_size - 1) % self.num_labels == 0,
-            f"vocab_size={self.vocab_size} must be 1 more than a multiple of num_labels={self.num_labels}, so "
-            "that the labels' groups of tokens are equal",
-        )
-        group = (self.vocab_size - 1) // self.num_labels
-        require(
-            3 <= self.seq_length <= group + 1,
-            f"seq_length={self.seq_length} must be from 3 to {group + 1}: 2 to {group} distinct tokens of one "
-            f"group of vocab_size={self.vocab_size}, and CLS",
-        )
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
         """The config with these fields; ConfigError names an unknown field and the nearest known one."""
@@ -180,7 +157,7 @@ class RunConfig:
 
     @property
     def title(self) -> str:
-        return f"{self.task}, {self.attention_type}, seed {self.seed}"
+        return f"{short_name(self.task)}, {short_name(self.attention_type)}, seed {self.seed}"
 
     @property
     def hash(self) -> str:
@@ -197,6 +174,7 @@ class RunConfig:
 
 FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
 FIELD_TYPES = get_type_hints(RunConfig)
+TASK_FIELDS = [name for name, field in FIELDS.items() if field.default is None and name != "source"]  # set by tasks
 
 
 def check_name(name: str) -> None:
@@ -243,14 +221,14 @@ def as_type(name: str, value: Any, kind: Any) -> Any:
         hint = ' (YAML reads no as False: write "no")' if value is False and "no" in allowed else ""
         require(value in allowed, f"{name}={value} is not allowed; choose one of {', '.join(allowed)}{hint}")
         return value
-    if kind is bool and isinstance(value, bool):
+    if (kind is bool and isinstance(value, bool)) or (kind is str and isinstance(value, str)):
         return value
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         if kind is float:
             return float(value)
         if kind is int and value == math.floor(value):
             return int(value)
-    article = {bool: "True or False", int: "a whole number", float: "a number"}[kind]
+    article = {bool: "True or False", int: "a whole number", float: "a number", str: "a name"}[kind]
     hint = ""
     if isinstance(value, str) and kind is float and is_number(value):
         hint = f" (YAML reads {value} as text: write it with a point, like 1.0e-2)"

@@ -43,7 +43,7 @@ def test_the_hash_depends_on_every_field(name):
 
 
 def test_no_field_is_forgotten_here():
-    assert OTHER.keys() | {"num_labels"} == FIELDS.keys()
+    assert OTHER.keys() | {"num_labels", "source"} == FIELDS.keys()
     task = {"task": "classification"}
     assert RunConfig(**task, num_labels=2).hash != RunConfig(**task).hash
 

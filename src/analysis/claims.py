@@ -13,7 +13,7 @@ import pandas as pd
 from src.analysis import scores
 from src.analysis.figures import INDUCTION_SETTING, INDUCTION_SETTINGS, panel_title
 from src.analysis.scores import by_type, mean_interval, of_task, select, usual
-from src.model.attention import ATTENTION
+from src.model.registry import ATTENTION
 from src.runs import COMMITTED, HISTORY, LogError, load_runs
 
 

@@ -63,6 +63,39 @@ class Embedding(nn.Module):
         return F.embedding(ids, self.weight.flatten(0, 1))
 
 
+class PerHead(nn.Module):
+    """A vector of each member's head, `weight` (S, H, D), that starts like the bias of a Linear of `like` inputs."""
+
+    def __init__(self, members: int, num_heads: int, dim: int, like: int):
+        super().__init__()
+        self.bound = 1 / math.sqrt(like)
+        self.weight = nn.Parameter(torch.empty(members, num_heads, dim))
+
+    @torch.no_grad()
+    def initialise(self, generators: Sequence[Generator]) -> None:
+        for weight, generator in zip(self.weight, generators, strict=True):
+            nn.init.uniform_(weight, -self.bound, self.bound, generator=generator)
+
+
+class ValueGate(nn.Module):
+    """Each head's values v times sigmoid(w·v + b), w and b of the member's head: rows (S · N, H · D) to the same."""
+
+    def __init__(self, members: int, num_heads: int, head_dim: int):
+        super().__init__()
+        self.direction = PerHead(members, num_heads, head_dim, like=head_dim)
+        self.bias = PerHead(members, num_heads, 1, like=head_dim)
+
+    def gates(self, values: Tensor) -> Tensor:
+        """(S, N, H, 1) of values (S, N, H, D)."""
+        along = (values * self.direction.weight[:, None]).sum(-1, keepdim=True)
+        return torch.sigmoid(along + self.bias.weight[:, None])
+
+    def forward(self, rows: Tensor) -> Tensor:
+        S, H, D = self.direction.weight.shape
+        values = rows.view(S, -1, H, D)
+        return (values * self.gates(values)).view(rows.shape)
+
+
 class LayerNorm(nn.Module):
     """nn.LayerNorm of each member, over the last dimension of rows (S · N, dim)."""
 

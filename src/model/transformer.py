@@ -21,8 +21,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from src.model.attention import ATTENTION
-from src.model.layers import Embedding, LayerNorm, Linear, of_members
+from src.model.attention import AttentionType
+from src.model.layers import Embedding, LayerNorm, Linear, PerHead, ValueGate, of_members
+from src.model.registry import find_attention
 
 MAX_POSITIONS = 512
 EVERYWHERE = slice(None)
@@ -94,18 +95,32 @@ def mlp(members: int, dim: int) -> nn.Sequential:
 
 
 class Attention(nn.Module):
-    """Multi-head attention of one type, from distinct rows to the places that are read."""
+    """Multi-head attention of one type, from distinct rows to the places that are read.
 
-    def __init__(self, members: int, embed_dim: int, num_heads: int, attention_type: str):
+    `benchmarks/plain.py` is the version to read first: every position, one model, no rows.
+    """
+
+    def __init__(self, members: int, embed_dim: int, num_heads: int, kind: AttentionType, longest_row: int):
         super().__init__()
-        self.num_heads, self.head_dim = num_heads, embed_dim // num_heads
-        self.type = ATTENTION[attention_type]
+        self.members, self.num_heads, self.head_dim = members, num_heads, embed_dim // num_heads
+        self.type = kind
         self.query = Linear(members, embed_dim, embed_dim)
         self.key = Linear(members, embed_dim, embed_dim)
         self.value = Linear(members, embed_dim, embed_dim)
         self.output = Linear(members, embed_dim, embed_dim)
         # shared by queries, keys and heads
-        self.feature_map = mlp(members, self.head_dim) if self.type.feature_map else nn.Identity()
+        self.feature_map = mlp(members, self.head_dim) if kind.feature_map else nn.Identity()
+        self.numbers = nn.ParameterDict(
+            {name: torch.full((members, num_heads), float(start(longest_row))) for name, start in kind.numbers.items()}
+        )
+        self.extra_key = self.extra_value = None
+        if kind.extra_key:
+            self.extra_key = PerHead(members, num_heads, self.head_dim, like=embed_dim)
+        if kind.extra_key == "key and value":
+            self.extra_value = PerHead(members, num_heads, self.head_dim, like=embed_dim)
+        self.value_gate = ValueGate(members, num_heads, self.head_dim) if kind.value_gate else None
+        gates = {"head": num_heads, "element": embed_dim}
+        self.output_gate = Linear(members, embed_dim, gates[kind.output_gate]) if kind.output_gate else None
 
     def features(self, rows: Tensor) -> Tensor:
         return self.feature_map(rows.view(-1, self.head_dim)).view(rows.shape)
@@ -115,6 +130,10 @@ class Attention(nn.Module):
 
     def keys(self, x: Tensor) -> Tensor:
         return self.features(self.key(x))
+
+    def values(self, x: Tensor) -> Tensor:
+        v = self.value(x)
+        return v if self.value_gate is None else self.value_gate(v)
 
     def heads(self, rows: Tensor) -> Tensor:
         """(..., P, C) → (..., H, P, D)"""
@@ -126,43 +145,91 @@ class Attention(nn.Module):
         """x (S · N, C), index (S · B, T), mask (R, T) for the R positions of `read`, wanted (S · M) of the
         S · B · R places: the output (S · M, C) and the weights (S · B, H, R, T)."""
         q = gather(self.queries, x, index[:, read])  # (S · B, R, C)
-        S, (_, T) = len(self.query.weight), index.shape
+        S, (_, T) = self.members, index.shape
         # The scores against all rows may be smaller than the keys at all places: then score rows.
         few_rows = self.num_heads * q.shape[1] * len(x) <= S * T * x.shape[1]
-        attend = self.attend_to_rows if few_rows else self.attend_to_places
+        attend = self.attend_to_rows if few_rows and self.type.whole is None else self.attend_to_places
         mixed, weights = attend(q, x, index, mask)
-        return self.output(mixed.index_select(0, wanted)), weights
+        mixed = mixed.index_select(0, wanted)
+        if self.output_gate is not None:
+            mixed = mixed * self.gates(x, index, read, wanted)
+        return self.output(mixed), weights
+
+    def gates(self, x: Tensor, index: Tensor, read: slice, wanted: Tensor) -> Tensor:
+        """What each head's output is multiplied by, of the inputs at the wanted places: (S · M, C)."""
+        inputs = x.index_select(0, index[:, read].flatten().index_select(0, wanted))
+        gates = torch.sigmoid(self.output_gate(inputs))
+        return gates.repeat_interleave(x.shape[1] // gates.shape[1], dim=1)
 
     def attend_to_places(self, q: Tensor, x: Tensor, index: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Values mixed for the queries q (S · B, R, C), as (S · B · R, C), and the weights (S · B, H, R, T)."""
-        k, v = (self.heads(gather(layer, x, index)) for layer in (self.keys, self.value))
-        weights = self.type.weights(self.heads(q), k, mask)
-        return (weights @ v).transpose(1, 2).flatten(2).flatten(0, 1), weights
+        k, v = (self.heads(gather(layer, x, index)) for layer in (self.keys, self.values))
+        q, B = self.heads(q), len(q) // self.members
+
+        def own(numbers: Tensor) -> Tensor:
+            """A head's numbers (S, H, ...) for each sequence, one query and one key: (S · B, H, 1, ...)."""
+            return numbers.repeat_interleave(B, 0).unsqueeze(2)
+
+        if self.type.whole is not None:
+            weights = self.type.whole(q, k, mask)
+        else:
+            extra = None if self.extra_key is None else self.type.kernel(q, own(self.extra_key.weight))
+            numbers = {name: own(number.unsqueeze(-1)) for name, number in self.numbers.items()}
+            weights, of_extra = self.normalise(self.type.kernel(q, k), mask, extra, numbers)
+        mixed = weights @ v
+        if self.extra_value is not None:
+            mixed = mixed + of_extra * own(self.extra_value.weight)
+        return mixed.transpose(1, 2).flatten(2).flatten(0, 1), weights
 
     def attend_to_rows(self, q: Tensor, x: Tensor, index: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The same, from the scores and weights of each query on its member's distinct rows x."""
-        S, H, (_, R, _) = len(self.query.weight), self.num_heads, q.shape
-        k, v = (self.heads(layer(x).unflatten(0, (S, -1))) for layer in (self.keys, self.value))  # (S, H, N, D)
-        scores = self.type.kernel(self.heads(q.flatten(0, 1).unflatten(0, (S, -1))), k)  # (S, H, B · R, N)
+        S, H, (_, R, _) = self.members, self.num_heads, q.shape
+        k, v = (self.heads(layer(x).unflatten(0, (S, -1))) for layer in (self.keys, self.values))  # (S, H, N, D)
+        q = self.heads(q.flatten(0, 1).unflatten(0, (S, -1)))  # (S, H, B · R, D)
+        scores = self.type.kernel(q, k)  # (S, H, B · R, N)
         own = index.unflatten(0, (S, -1)) - of_members(index.new_zeros(S, 1, 1), k.shape[2])
         places = own[:, None, :, None].expand(-1, H, -1, R, -1)  # (S, H, B, R, T)
         at_places = scores.unflatten(2, (-1, R)).gather(-1, places)
-        weights = self.type.normalise(at_places, mask)
+        extra = None
+        if self.extra_key is not None:
+            extra = self.type.kernel(q, self.extra_key.weight.unsqueeze(2)).unflatten(2, (-1, R))  # (S, H, B, R, 1)
+        numbers = {name: number[:, :, None, None, None] for name, number in self.numbers.items()}
+        weights, of_extra = self.normalise(at_places, mask, extra, numbers)
         of_rows = torch.zeros_like(scores).unflatten(2, (-1, R)).scatter_add(-1, places, weights)
         mixed = of_rows.flatten(2, 3) @ v  # (S, H, B · R, D)
+        if self.extra_value is not None:
+            mixed = mixed + of_extra.flatten(2, 3) * self.extra_value.weight.unsqueeze(2)
         return mixed.transpose(1, 2).flatten(2).flatten(0, 1), weights.transpose(1, 2).flatten(0, 1)
+
+    def normalise(
+        self, scores: Tensor, mask: Tensor | None, extra: Tensor | None, numbers: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Weights of scores (..., R, T), and of the scores `extra` (..., R, 1) of the key that every query sees."""
+        if extra is None:
+            return self.type.normalise(scores, mask, **numbers), None
+        if mask is not None:
+            mask = F.pad(mask, (0, 1), value=True)
+        weights = self.type.normalise(torch.cat([scores, extra], -1), mask, **numbers)
+        return weights[..., :-1], weights[..., -1:]
 
 
 class Block(nn.Module):
     """`x += attention(LN(x))`, `x += MLP(LN(x))`."""
 
     def __init__(
-        self, members: int, embed_dim: int, num_heads: int, attention_type: str, use_mlp: bool, use_layernorm: bool
+        self,
+        members: int,
+        embed_dim: int,
+        num_heads: int,
+        kind: AttentionType,
+        longest_row: int,
+        use_mlp: bool,
+        use_layernorm: bool,
     ):
         super().__init__()
         norm = LayerNorm if use_layernorm else nn.Identity
         self.attention_norm = norm(members, embed_dim)
-        self.attention = Attention(members, embed_dim, num_heads, attention_type)
+        self.attention = Attention(members, embed_dim, num_heads, kind, longest_row)
         self.mlp = nn.Sequential(norm(members, embed_dim), *mlp(members, embed_dim)) if use_mlp else None
 
     def forward(
@@ -177,16 +244,19 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Tokens to class logits at every position, or at those that are read, for each member of a stack.
 
-    Sizes and switches as in RunConfig; `causal` hides later tokens. Parameters start as PyTorch's defaults,
-    those of each member drawn from its generator.
+    Sizes and switches as in RunConfig; `causal` hides later tokens; longest_row is the length of a sequence.
+    Where num_tokens is None, inputs are vectors of num_features numbers, which a linear map embeds. Parameters start
+    as PyTorch's defaults, those of each member drawn from its generator.
     """
 
     def __init__(
         self,
-        num_tokens: int,
+        num_tokens: int | None,
         num_classes: int,
         *,
         causal: bool,
+        longest_row: int,
+        num_features: int | None = None,
         embed_dim: int,
         num_layers: int,
         num_heads: int,
@@ -200,21 +270,25 @@ class Transformer(nn.Module):
         S = len(generators)
         self.causal, self.positional_type = causal, positional_type
         width = embed_dim // 2 if positional_type == "concat" else embed_dim
-        self.token_embedding = Embedding(S, num_tokens, width)
+        self.token_embedding = Linear(S, num_features, width) if num_tokens is None else Embedding(S, num_tokens, width)
         self.position_embedding = None if positional_type == "no" else Embedding(S, MAX_POSITIONS, width)
+        kind = find_attention(attention_type)
         self.blocks = nn.ModuleList(
-            Block(S, embed_dim, num_heads, attention_type, use_mlp, use_layernorm) for _ in range(num_layers)
+            Block(S, embed_dim, num_heads, kind, longest_row, use_mlp, use_layernorm) for _ in range(num_layers)
         )
         self.norm = LayerNorm(S, embed_dim) if use_layernorm else nn.Identity()
         self.head = Linear(S, embed_dim, num_classes)
         for module in self.modules():
-            if isinstance(module, Linear | Embedding):
+            if isinstance(module, Linear | Embedding | PerHead):
                 module.initialise(generators)
 
     def embed(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (S · N, C), one for each distinct token and place, and the index (S · B, T) of each of
-        `tokens` (S, B, T)."""
-        S, B, T = tokens.shape
+        `tokens` (S, B, T), or of vectors (S, B, T, features)."""
+        S, B, T = tokens.shape[:3]
+        if tokens.is_floating_point():
+            index = torch.arange(S * B * T, device=tokens.device).view(S * B, T)
+            return self.place(self.token_embedding(tokens.flatten(0, 2)), index.view(S, -1) % T), index
         num_tokens, num_places = self.token_embedding.weight.shape[1], B * T
         if self.position_embedding is None and num_tokens <= num_places:
             return self.token_embedding.weight.flatten(0, 1), of_members(tokens, num_tokens).flatten(0, 1)
@@ -225,31 +299,36 @@ class Transformer(nn.Module):
         else:
             first, index = every(pairs) if static_sizes(tokens) else distinct(pairs)
             rows = pairs.flatten(1).gather(1, first)
-        x = self.token_embedding(rows // T)
+        return self.place(self.token_embedding(rows // T), rows % T), index
+
+    def place(self, x: Tensor, places: Tensor) -> Tensor:
+        """Embedded tokens (S · N, width) with the embeddings of their places (S, N)."""
         if self.positional_type == "add":
-            x = x + self.position_embedding(rows % T)
-        elif self.positional_type == "concat":
-            x = torch.cat([x, self.position_embedding(rows % T)], dim=-1)
-        return x, index
+            return x + self.position_embedding(places)
+        if self.positional_type == "concat":
+            return torch.cat([x, self.position_embedding(places)], dim=-1)
+        return x
 
     def forward(self, tokens: Tensor, read: slice = EVERYWHERE) -> tuple[Tensor, list[Tensor]]:
         """Each member's tokens (S, B, T), at most 512 long, to its logits (S, B, R, classes) at the R positions
         of `read`.
 
-        Also returns each block's attention weights: (S, B, H, T, T), of the last block (S, B, H, R, T). A
-        single model takes tokens (B, T) too, and returns everything without the dimension S.
+        Also returns each block's attention weights: (S, B, H, T, T), of the last block (S, B, H, R, T). Tokens may
+        be vectors (S, B, T, features), where the model is of such. A single model takes tokens (B, T) too, and
+        returns everything without the dimension S.
         """
-        if tokens.dim() == 2:
+        vectors = tokens.is_floating_point()
+        if tokens.dim() == 2 + vectors:
             (logits,), weights = self(tokens[None], read)
             return logits, [w[0] for w in weights]
-        S, B, T = tokens.shape
+        S, B, T = tokens.shape[:3]
         x, index = self.embed(tokens)
-        ids = prefix_ids(tokens) if self.causal and not static_sizes(tokens) else None
+        ids = prefix_ids(tokens) if self.causal and not vectors and not static_sizes(tokens) else None
         mask = torch.ones(T, T, dtype=torch.bool, device=tokens.device).tril() if self.causal else None
         weights = []
         for block in self.blocks:
             at = read if block is self.blocks[-1] else EVERYWHERE
-            wanted, next_index = every(tokens[:, :, at]) if ids is None else distinct(ids[:, :, at])
+            wanted, next_index = every(index.view(S, B, T)[:, :, at]) if ids is None else distinct(ids[:, :, at])
             wanted = of_members(wanted, next_index.numel() // S).flatten()
             x, w = block(x, index, at, wanted, None if mask is None else mask[at])
             weights.append(w.unflatten(0, (S, B)))

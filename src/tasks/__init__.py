@@ -1,10 +1,33 @@
-"""The two tasks: sequences and targets, what the model must predict, loss, accuracy and final metrics.
+"""The tasks, one file each: sequences and targets, what the model must predict, loss, accuracy, final metrics, and
+the words for their figures. `find_task` also takes a class of one's own, FILE.py:NAME."""
 
-A task is that of a stack of S runs, equal in everything but seed, lr and aux_loss_weight; what it measures of
-their model comes as one dict for each member.
-"""
+import difflib
 
+from src.errors import ConfigError, require
+from src.extensions import is_external, load, short_name
+from src.tasks.base import HeadScore, Solved, Task
 from src.tasks.classification import Classification
 from src.tasks.induction import Induction
 
-TASKS = {"induction": Induction, "classification": Classification}
+__all__ = ["TASKS", "HeadScore", "Solved", "Task", "find_task"]
+
+TASKS: dict[str, type[Task]] = {"induction": Induction, "classification": Classification}
+NEEDED = ("positional_type", "seq_length", "num_train")  # of a task's defaults
+
+
+def find_task(name: str) -> type[Task]:
+    """The task class of this name, or the user's own; ConfigError for a name that is none."""
+    if name in TASKS:
+        return TASKS[name]
+    if not is_external(name):
+        near = difflib.get_close_matches(name, TASKS, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(f"task={name} is not allowed; choose one of {', '.join(TASKS)}, or FILE.py:NAME{hint}")
+    task = load(name)
+    require(
+        isinstance(task, type) and issubclass(task, Task),
+        f"task={name} is no class of a task; let {short_name(name)} inherit from src.tasks.Task",
+    )
+    missing = [field for field in NEEDED if field not in task.defaults]
+    require(not missing, f"task={name} lacks {', '.join(missing)} in its `defaults`; give each a value")
+    return task

@@ -7,12 +7,15 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from src import metrics
-from src.config import RunConfig
+from src.errors import require
 from src.model.transformer import EVERYWHERE, Transformer
+from src.tasks.base import HeadScore, Solved, Task, share_above
 from src.tasks.sequences import sample_distinct
 
+SINK = 0.9  # sink score above which a head is a sink
 
-class Induction:
+
+class Induction(Task):
     """In-context recall (Section 4.1): find an earlier occurrence of the query and say what followed it.
 
     Ids `BOS (0), x₁ … xₙ, y, z` with n = seq_length − 3 distinct xᵢ, `y = x_r` for a uniform r, and z what
@@ -20,16 +23,49 @@ class Induction:
     double, `vocab_size` higher. Inputs are all but the last id, targets all but the first.
     """
 
+    defaults = {
+        "vocab_size": 50,
+        "seq_length": 13,
+        "num_train": 100_000,
+        "positional_type": "concat",
+        "aux_loss_weight": 0.2,
+        "shift_query_token": True,
+    }
+    settings = ("lr", "num_layers", "num_heads", "aux_loss_weight", "shift_query_token", "positional_type")
+    accuracy = "eval/acc_induction"
+    solved = Solved("eval/acc_induction", above=0.95, words="accuracy")
+    scores = {
+        "sink_share": HeadScore(
+            r"1_\d+_rel_attn_bos_global",
+            f"share of second-layer heads with sink score > {SINK}",
+            share_above(SINK),
+            solved_only=True,
+        )
+    }
+    words = {
+        "aux_loss_weight": "aux",
+        ("shift_query_token", True): "shift",
+        ("shift_query_token", False): "no shift",
+    }
     causal = True
-    evaluated = EVERYWHERE
-    accuracy = "eval/acc_induction"  # the accuracy that says whether the task is solved
 
-    def __init__(self, *members: RunConfig):
+    @classmethod
+    def check(cls, config) -> None:
+        length, vocab = config.seq_length, config.vocab_size
+        require(length >= 5, f"seq_length={length} must be at least 5 for task=induction")
+        require(
+            length - 3 <= vocab - 1,
+            f"seq_length={length} needs {length - 3} distinct context tokens, but vocab_size={vocab} has {vocab - 1}; "
+            "lower seq_length or raise vocab_size",
+        )
+
+    def __init__(self, *members):
         config = members[0]
         self.vocab_size, self.num_context = config.vocab_size, config.seq_length - 3
         self.shift = config.vocab_size if config.shift_query_token else 0
         self.aux_loss_weight = torch.tensor([member.aux_loss_weight for member in members], dtype=torch.float64)
         self.num_tokens = self.num_classes = config.vocab_size + self.shift
+        self.num_positions = config.seq_length - 1
         self.auxiliary = bool(self.aux_loss_weight.any())
         self.read = EVERYWHERE if self.auxiliary else slice(-1, None)
 

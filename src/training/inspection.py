@@ -11,10 +11,11 @@ from torch import Tensor
 
 from src import metrics
 from src.config import RunConfig
+from src.extensions import short_name
 from src.model.transformer import Transformer
 from src.runs import ROOT
 from src.runs.provenance import git_commit
-from src.tasks import TASKS
+from src.tasks import find_task
 from src.training.loop import Observer, build_model, prepare_process, stream, train
 from src.training.progress import ProgressBar
 
@@ -23,14 +24,19 @@ MODELS = ROOT / "results" / "models"
 
 def held_out(config: RunConfig) -> tuple[Tensor, Tensor]:
     """The evaluation sequences of a run, as the task's `sequences` gives them: inputs and targets."""
-    return TASKS[config.task](config).sequences(config.num_eval, stream(config, "evaluation data"))
+    return find_task(config.task)(config).sequences(config.num_eval, stream(config, "evaluation data"))
+
+
+def kept_name(config: RunConfig) -> str:
+    """What the names of the files of such models begin with."""
+    return f"{short_name(config.task)}_{short_name(config.attention_type)}"
 
 
 def trained(config: RunConfig, folder: Path | str = MODELS) -> tuple[Transformer, dict[str, float]]:
     """The trained model of a run and the run's summary: from `folder` if it is kept there, else trained now
     (minutes for the paper's induction runs) and kept. Delete the file to train it again."""
     folder = Path(folder)
-    for path in folder.glob(f"{config.task}_{config.attention_type}_*.safetensors"):
+    for path in folder.glob(f"{kept_name(config)}_*.safetensors"):
         with safe_open(path, framework="pt") as file:
             about = file.metadata()
         # not by the hash in its name: a field that RunConfig has got since has its default
@@ -42,7 +48,7 @@ def trained(config: RunConfig, folder: Path | str = MODELS) -> tuple[Transformer
     model, summary = train(config, observers=[ProgressBar(config)])
     folder.mkdir(parents=True, exist_ok=True)
     about = {"config": json.dumps(config.to_dict()), "summary": json.dumps(summary), "code": str(git_commit())}
-    path = folder / f"{config.task}_{config.attention_type}_{config.hash}.safetensors"
+    path = folder / f"{kept_name(config)}_{config.hash}.safetensors"
     unfinished = path.with_suffix(f".{os.getpid()}.part")
     save_file(model.state_dict(), unfinished, about)
     unfinished.replace(path)

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Generator, Tensor
 
-from src.config import STACKABLE, RunConfig, require
+from src.config import STACKABLE, RunConfig
+from src.errors import ConfigError, require
+from src.extensions import is_external
 from src.model.cpu import keep_freed_memory
 from src.model.transformer import Transformer
-from src.tasks import TASKS
+from src.tasks import Task, find_task
 
 
 class Observer:
@@ -40,13 +42,20 @@ def stream(config: RunConfig, purpose: str) -> Generator:
 
 
 def build_stack(configs: Sequence[RunConfig]) -> Transformer:
-    """The untrained models of runs that differ in STACKABLE fields alone, as one stack."""
+    """The untrained models of runs that differ in STACKABLE fields alone, as one stack. ConfigError if code of the
+    user's own is another than when the runs were configured."""
     config = configs[0]
-    task = TASKS[config.task](*configs)
+    require(
+        config.source == config.own_source(),
+        f"{config.task} or {config.attention_type} was edited since this run was configured; start a new run",
+    )
+    task = find_task(config.task)(*configs)
     return Transformer(
         task.num_tokens,
         task.num_classes,
+        num_features=task.num_features,
         causal=task.causal,
+        longest_row=task.num_positions,
         embed_dim=config.embed_dim,
         num_layers=config.num_layers,
         num_heads=config.num_heads,
@@ -166,7 +175,7 @@ def train_stack(
     config = configs[0]
     check_stack(configs)
     check_precision(config, device)
-    task = TASKS[config.task](*configs)
+    task = find_task(config.task)(*configs)
     of_seed = list({member.seed: member for member in configs}.values())  # runs of one seed share their data
     seeds = [member.seed for member in of_seed]
     which = torch.tensor([seeds.index(member.seed) for member in configs])[:, None]  # (S, 1)
@@ -262,6 +271,23 @@ def check_stack(configs: Sequence[RunConfig]) -> None:
             )
 
 
+def check_own_task(config: RunConfig) -> None:
+    """ConfigError unless a task of the user's own gives what the loop needs of it, on a few sequences."""
+    if not is_external(config.task):
+        return
+    few = dataclasses.replace(config, num_train=4, num_eval=4, batch_size=2, num_epochs=1)
+    try:
+        _, (outcome,) = train_stack([few])
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(f"task={config.task} fails on a few sequences ({reason}); mend it") from error
+    accuracy = find_task(config.task).accuracy
+    require(
+        isinstance(outcome, DivergedError) or accuracy in outcome,
+        f"task={config.task} names {accuracy} as its accuracy but does not log it; return it from `accuracies`",
+    )
+
+
 def check_precision(config: RunConfig, device: str) -> None:
     require(
         config.precision != "tf32" or device == "cuda",
@@ -270,7 +296,7 @@ def check_precision(config: RunConfig, device: str) -> None:
 
 
 def training_step(
-    model: Transformer, optimizer: StackedAdamW, task, inputs: Tensor, targets: Tensor, precision: str
+    model: Transformer, optimizer: StackedAdamW, task: Task, inputs: Tensor, targets: Tensor, precision: str
 ) -> Tensor:
     """One step of gradient descent of each member on its batch, inputs (S, B, T); their losses (S,), detached."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
@@ -285,7 +311,9 @@ def training_step(
 
 
 @torch.no_grad()
-def evaluate(model: Transformer, task, inputs: Tensor, targets: Tensor) -> tuple[list[dict[str, float]], list[Tensor]]:
+def evaluate(
+    model: Transformer, task: Task, inputs: Tensor, targets: Tensor
+) -> tuple[list[dict[str, float]], list[Tensor]]:
     """Loss, accuracies and attention entropies of each member in float32, and the attention weights of each
     layer, (S, B, H, R, T); inputs (S, B, T)."""
     logits, weights = model(inputs, task.evaluated)

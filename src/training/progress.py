@@ -7,7 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from src.config import RunConfig
-from src.tasks import TASKS
+from src.tasks import find_task
 from src.training.loop import Observer, num_steps
 
 PACE = {"mininterval": 0.5 if sys.stderr.isatty() else 30}  # seconds between lines, in a file few
@@ -17,7 +17,7 @@ class ProgressBar(Observer):
     """Steps, loss, accuracy and time left of one run."""
 
     def __init__(self, config: RunConfig):
-        self.accuracy = TASKS[config.task].accuracy
+        self.accuracy = find_task(config.task).accuracy
         self.bar = tqdm(total=num_steps(config), desc=config.title, unit="step", **PACE)
         self.shown: dict[str, str] = {}
         self.due = 0.0

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import torch
 
-from src.config import RunConfig
-from src.tasks import TASKS
+from src.config import STACKABLE, RunConfig
+from src.tasks import find_task
 from src.training.loop import train_stack
 
 MARGIN = 0.9  # of the free memory: the rest is for what the allocator cannot use
@@ -17,16 +17,16 @@ ON_A_CPU = 8  # runs in a stack of such steps
 def make_stacks(points: Sequence[RunConfig], size: int | None) -> list[list[RunConfig]]:
     """The points as stacks of at most `size` runs (None: as many as there are), in the order of their first.
 
-    Runs of one stack differ in seed, lr and aux_loss_weight alone. Those without auxiliary loss stay among
-    themselves: they need the last position only, about half of the work. Runs of one learning rate are
-    neighbours, so that they share a group of the optimiser.
+    Runs of one stack differ in STACKABLE fields alone. Those that read fewer positions, as without auxiliary loss,
+    stay among themselves: they need about half of the work. Runs of one learning rate are neighbours, so that they
+    share a group of the optimiser.
     """
     if size == 1:
         return [[config] for config in points]
-    groups: dict[RunConfig, list[RunConfig]] = {}
+    groups: dict[tuple, list[RunConfig]] = {}
     for config in points:
-        aux = config.aux_loss_weight and 1.0
-        groups.setdefault(dataclasses.replace(config, seed=0, lr=1.0, aux_loss_weight=aux), []).append(config)
+        alike = tuple(value for name, value in config.to_dict().items() if name not in STACKABLE)
+        groups.setdefault((*alike, positions_read(config)), []).append(config)
     return [
         part
         for group in groups.values()
@@ -34,10 +34,14 @@ def make_stacks(points: Sequence[RunConfig], size: int | None) -> list[list[RunC
     ]
 
 
+def positions_read(config: RunConfig) -> range:
+    """The positions whose outputs the run's loss is of."""
+    return range(config.seq_length)[find_task(config.task)(config).read]
+
+
 def step_work(config: RunConfig) -> int:
     """About how many multiply-adds the matrix products of the blocks take in a step."""
-    read = len(range(config.seq_length)[TASKS[config.task](config).read])  # positions that pass the last block
-    positions = (config.num_layers - 1) * config.seq_length + read
+    positions = (config.num_layers - 1) * config.seq_length + len(positions_read(config))  # the last block: those read
     return config.batch_size * positions * config.embed_dim**2 * (12 if config.use_mlp else 4)
 
 

@@ -9,8 +9,8 @@ from tiny import tiny
 
 from benchmarks import plain
 from src.model import cpu, transformer
-from src.model.attention import ATTENTION
 from src.model.layers import Embedding, LayerNorm, Linear
+from src.model.registry import ATTENTION
 from src.model.transformer import distinct, prefix_ids
 from src.tasks import TASKS
 from src.training.loop import build_model, build_stack, stream

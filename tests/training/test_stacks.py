@@ -10,7 +10,7 @@ import torch
 from tiny import tiny
 
 from src.config import ConfigError
-from src.model.attention import ATTENTION
+from src.model.registry import ATTENTION
 from src.runs import RunLog
 from src.training import stacks, workers
 from src.training.loop import DivergedError, Observer, check_precision, check_stack, train, train_stack

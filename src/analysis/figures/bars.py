@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from src.analysis import scores
 from src.analysis.figures.style import COLUMN, KERNEL_COLOURS, PAGE, PUBLISHED_TYPES, add_note, panel_title
-from src.model.attention import ATTENTION
+from src.model.registry import ATTENTION
 
 CROSS = {"marker": "x", "color": "red", "markersize": 5, "linestyle": "none"}
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from src.analysis import scores
 from src.analysis.figures.style import COLUMN, KERNEL_COLOURS, PAGE, PUBLISHED_TYPES, add_note, warn_if_empty
-from src.model.attention import ATTENTION
+from src.model.registry import ATTENTION
 from src.runs import HISTORY
 
 LABELS = {

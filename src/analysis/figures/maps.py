@@ -9,7 +9,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from src.analysis.figures.style import PAGE
-from src.model.attention import ATTENTION
+from src.model.registry import ATTENTION
 
 MAP_COLOURS = LinearSegmentedColormap.from_list("attention", ["crimson", "#F4E9D3", "green"])
 

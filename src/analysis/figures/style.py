@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from src.analysis import scores
-from src.model.attention import ATTENTION
+from src.model.registry import ATTENTION
 from src.runs import ROOT
 
 COLUMN, PAGE = 3.25, 6.75  # widths in inches: one column of the paper, and both
