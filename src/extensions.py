@@ -5,6 +5,7 @@
 
 import difflib
 import hashlib
+import importlib
 import importlib.util
 import sys
 from pathlib import Path, PurePath
@@ -79,6 +80,13 @@ def _public(module: ModuleType) -> list[str]:
 
 
 def _import(path: Path, name: str) -> ModuleType:
+    try:
+        return _import_file(path) if ".py:" in name else importlib.import_module(name.rpartition(":")[0])
+    except Exception as error:
+        raise ConfigError(f"{name} cannot be imported ({type(error).__name__}: {error}); mend {path}") from error
+
+
+def _import_file(path: Path) -> ModuleType:
     key = path, _hash(path)
     if key not in _modules:
         unique = f"own_{path.stem}_{key[1]}"
@@ -86,8 +94,8 @@ def _import(path: Path, name: str) -> ModuleType:
         module = sys.modules[unique] = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except BaseException:
             del sys.modules[unique]
-            raise ConfigError(f"{name} cannot be imported ({type(error).__name__}: {error}); mend {path}") from error
+            raise
         _modules[key] = module
     return _modules[key]

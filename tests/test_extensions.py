@@ -1,0 +1,221 @@
+"""Attention functions and tasks of one's own, in a file that the package knows nothing of."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from tiny import tiny
+
+from src.config import RunConfig
+from src.errors import ConfigError
+from src.model.attention import PAPER
+from src.model.registry import describe, find_attention
+from src.runs import RunLog, load_runs
+from src.tasks import find_task
+from src.training.loop import build_model, check_own_task, train
+from src.training.workers import Job, run_job
+
+OWN = '''
+import torch
+from torch.nn.functional import cross_entropy
+
+from src import metrics
+from src.model.attention import AttentionType, dot
+from src.tasks import HeadScore, Solved, Task
+
+
+def softmax1(q, k, mask):
+    z = q @ k.mT / q.shape[-1] ** 0.5
+    if mask is not None:
+        z = z.masked_fill(~mask, -torch.inf)
+    zero = torch.zeros_like(z[..., :1])
+    return torch.cat([z, zero], -1).softmax(-1)[..., :-1]
+
+
+def with_sink(scores, mask, sink):
+    scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+    sink = sink.expand(*scores.shape[:-1], 1)
+    return torch.cat([scores, sink], -1).softmax(-1)[..., :-1]
+
+
+learned_sink = AttentionType(
+    label="sink", formula="exp(z) / (exp(b) + Σ exp(z))", kernel=dot, normalise=with_sink,
+    numbers={"sink": lambda longest: 0.0},
+)
+
+
+class Parity(Task):
+    """Whether the number of ones in a sequence of vectors (x, 1 − x) is odd, as a squared error."""
+
+    defaults = {"seq_length": 4, "num_train": 256, "positional_type": "no"}
+    accuracy = "eval/right"
+    solved = Solved("eval/error", below=0.1, words="squared error")
+    num_features, num_classes = 2, 1
+    read = evaluated = slice(-1, None)
+
+    def __init__(self, *members):
+        self.num_positions = members[0].seq_length
+
+    def sequences(self, num, generator):
+        bits = torch.randint(2, (num, self.num_positions), generator=generator).float()
+        return torch.stack([bits, 1 - bits], -1), bits.sum(1) % 2
+
+    def loss(self, logits, targets):
+        return (logits[:, :, -1, 0] - targets).square().mean(1)
+
+    def accuracies(self, logits, targets):
+        right = (logits[:, :, -1, 0] > 0.5) == targets.bool()
+        return {"right": right.float().mean(1), "error": self.loss(logits, targets)}
+
+    def attention_entropies(self, weights):
+        return metrics.collect(lambda w: {"attn_entropy": metrics.row_entropy(w[..., -1, :])}, weights)
+
+    def final_metrics(self, model, weights, inputs, targets, generators):
+        return metrics.collect(metrics.cls_attention, [w[..., -1, :] for w in weights])
+'''
+
+
+@pytest.fixture
+def own(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    return path
+
+
+def test_a_function_trains_as_the_same_one_written_elsewhere(own):
+    of_function = train(tiny(attention_type=f"{own}:softmax1"))[1]
+    of_entry = train(tiny(attention_type=f"{own}:learned_sink", lr=1e-30))[1]  # whose sink then stays at zero
+    at_start = train(tiny(attention_type=f"{own}:softmax1", lr=1e-30))[1]
+    assert of_entry["eval/loss"] == pytest.approx(at_start["eval/loss"], rel=1e-5)
+    assert of_function["eval/loss"] < at_start["eval/loss"]
+
+
+def test_an_own_entry_learns_its_numbers_one_for_each_head(own):
+    model, _ = train(tiny(attention_type=f"{own}:learned_sink"))
+    numbers = [block.attention.numbers["sink"] for block in model.blocks]
+    assert all(number.shape == (1, 2) and number.abs().min() > 0 for number in numbers)
+
+
+def test_a_task_of_vectors_and_a_squared_error(own):
+    config = RunConfig(task=f"{own}:Parity", num_epochs=1, num_eval=32, embed_dim=16)
+    assert (config.seq_length, config.vocab_size) == (4, None)
+    check_own_task(config)
+    _, summary = train(config)
+    assert math.isfinite(summary["eval/loss"])
+    assert summary["eval/error"] == summary["eval/loss"]
+    assert find_task(config.task).solved.of(summary["eval/error"] * torch.ones(1).numpy()).tolist() == [False]
+
+
+def test_an_edited_file_is_a_new_run_and_an_old_config_stays_readable_but_does_not_train(own):
+    first = tiny(attention_type=f"{own}:softmax1")
+    own.write_text(OWN.replace("0.5", "0.25"))
+    second = tiny(attention_type=f"{own}:softmax1")
+    assert first.hash != second.hash
+    assert RunConfig.from_dict(first.to_dict()) == first
+    with pytest.raises(ConfigError, match="edited since"):
+        build_model(first)
+    own.unlink()
+    assert RunConfig.from_dict(second.to_dict()).hash == second.hash
+    assert describe(second.attention_type).label == "softmax1"  # figures need no file
+
+
+def test_the_same_file_by_another_way_is_the_same_run(own, monkeypatch):
+    monkeypatch.chdir(own.parent)
+    assert tiny(attention_type="./own.py:softmax1") == tiny(attention_type="own.py:softmax1")
+
+
+def test_own_code_trains_in_worker_processes(own, tmp_path):
+    points = [tiny(attention_type=f"{own}:softmax1", seed=seed, num_epochs=1) for seed in range(2)]
+    for _ in run_job(Job([points[:1], points[1:]], tmp_path / "runs.db"), 2):
+        pass
+    runs = load_runs(tmp_path / "runs.db")
+    assert runs["state"].tolist() == ["finished"] * 2
+    assert set(runs["attention_type"]) == {f"{own}:softmax1"}
+    assert RunLog(tmp_path / "runs.db").states().keys() == {point.hash for point in points}
+
+
+BODIES = {
+    "gives shape": "return q @ k.mT[..., :-1]",
+    "not finite": "return (q @ k.mT) / 0",
+    "on masked keys": "return (q @ k.mT).softmax(-1)",
+    "fails on a small example (NameError": "return nothing",
+    "fails on a small example (TypeError": "return q @ None",
+}
+
+
+@pytest.mark.parametrize(("words", "body"), BODIES.items())
+def test_a_wrong_function_is_refused_before_training(words, body, tmp_path):
+    (tmp_path / "wrong.py").write_text(f"def f(q, k, mask):\n    {body}\n")
+    with pytest.raises(ConfigError) as error:
+        tiny(attention_type=f"{tmp_path / 'wrong.py'}:f")
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("own.py:softmax2", "did you mean softmax1"),
+        ("own.py:", "not complete"),
+        (":softmax1", "not complete"),
+        ("missing.py:f", "no file missing.py"),
+        ("no.such.module:f", "no module no.such.module"),
+        ("own.py:OWN_NUMBER", "no function of queries"),
+        ("broken.py:f", "SyntaxError"),
+    ],
+)
+def test_a_name_of_nothing_is_refused_in_a_sentence(name, words, own, monkeypatch):
+    monkeypatch.chdir(own.parent)
+    own.write_text(OWN + "\nOWN_NUMBER = 3\n")
+    (own.parent / "broken.py").write_text("def f(:\n")
+    with pytest.raises(ConfigError, match=words):
+        tiny(attention_type=name)
+    with pytest.raises(ConfigError):
+        RunConfig(task=name)
+
+
+def test_a_task_that_lacks_something_is_refused_before_training(own):
+    own.write_text(OWN.replace('accuracy = "eval/right"', 'accuracy = "eval/left"'))
+    with pytest.raises(ConfigError, match="names eval/left as its accuracy"):
+        check_own_task(RunConfig(task=f"{own}:Parity"))
+    own.write_text(OWN.replace("def loss", "def lost"))
+    with pytest.raises(ConfigError, match="fails on a few sequences"):
+        check_own_task(RunConfig(task=f"{own}:Parity"))
+    own.write_text(OWN.replace('"num_train": 256, ', ""))
+    with pytest.raises(ConfigError, match="lacks num_train"):
+        RunConfig(task=f"{own}:Parity")
+    own.write_text(OWN.replace('"num_train": 256, ', '"num_train": 256, "lr": 1.0, '))
+    with pytest.raises(ConfigError, match="default of lr"):
+        RunConfig(task=f"{own}:Parity")
+    own.write_text(OWN.replace("(Task)", ""))
+    with pytest.raises(ConfigError, match="inherit from"):
+        RunConfig(task=f"{own}:Parity")
+
+
+def test_a_function_of_a_package_that_is_installed(own, monkeypatch):
+    own.rename(own.with_name("my_functions.py"))
+    monkeypatch.syspath_prepend(own.parent)
+    assert find_attention("my_functions:softmax1").label == "softmax1"
+    assert (
+        tiny(attention_type="my_functions:softmax1").source == tiny(attention_type="my_functions:learned_sink").source
+    )
+
+
+@pytest.mark.parametrize("more", [{"extra_key": "key"}, {"extra_key": "key and value"}, {"value_gate": True},
+                                  {"output_gate": "head"}, {"output_gate": "element"}])  # fmt: skip
+def test_what_an_entry_may_have_beside_queries_and_keys(more, monkeypatch):
+    """Rows and places give the same output, and a stack's members are the single models."""
+    kind = dataclasses.replace(PAPER["softmax"], **more)
+    monkeypatch.setitem(PAPER, "more", kind)
+    config = tiny(attention_type="more")
+    model = build_model(config).double()
+    inputs = torch.randint(12, (3, 5))
+    logits, weights = model(inputs)
+    for block in model.blocks:
+        monkeypatch.setattr(block.attention, "attend_to_rows", block.attention.attend_to_places)
+    by_places, of_places = model(inputs)
+    torch.testing.assert_close(logits, by_places)
+    torch.testing.assert_close(weights, of_places)
+    assert (weights[0].sum(-1).max() < 1) == ("extra_key" in more)
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
