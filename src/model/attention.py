@@ -137,9 +137,9 @@ PAPER = {
     "linear_unnorm": _paper("elu · elu", feature_elu, masked, _FEATURES, GREEN),
     "coupled_linear_norm": _paper("elu", coupled_elu, over_sum, "(elu(z) + 1) / Σ (elu(z) + 1)", PINK),
     "coupled_linear_unnorm": _paper("elu", coupled_elu, masked, "elu(z) + 1", PINK),
-    "raw_dotproduct_norm": _paper("linear", dot, over_magnitude, "z / max(|Σ z|, 1)", YELLOW),
+    "raw_dotproduct_norm": _paper("linear", dot, over_magnitude, "z / max(abs(Σ z), 1)", YELLOW),
     "raw_dotproduct_unnorm": _paper("linear", dot, masked, "z", YELLOW),
-    "mlp_norm": _paper("mlp", dot, over_magnitude, "z / max(|Σ z|, 1), of an MLP's q and k", SKY, feature_map=True),
+    "mlp_norm": _paper("mlp", dot, over_magnitude, "z / max(abs(Σ z), 1), of an MLP's q and k", SKY, feature_map=True),
     "mlp_unnorm": _paper("mlp", dot, masked, "z, of an MLP's q and k", SKY, feature_map=True),
     "uniform": _paper("uniform", ones, over_sum, "1 / number of keys", GREY),
 }

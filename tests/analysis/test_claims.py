@@ -10,6 +10,7 @@ import pytest
 
 from src.analysis import claims
 from src.config import RunConfig
+from src.model.attention import PAPER
 from src.runs import COMMITTED, ROOT, load_runs
 
 
@@ -118,8 +119,11 @@ def test_entropy_is_compared_at_the_start_and_at_the_end():
     assert claims.entropy_fall(runs, "softmax", layer=1) == "1.00 → 0.25"
 
 
-def test_the_readme_says_what_the_committed_runs_say():
-    readme, runs = (ROOT / "README.md").read_text(), load_runs(COMMITTED, history=True)
+RESULTS = ROOT / "results" / "README.md"
+
+
+def test_the_results_say_what_the_committed_runs_say():
+    readme, runs = RESULTS.read_text(), load_runs(COMMITTED, history=True)
     for claim, measure in claims.MEASURED.items():
         assert f"({claim})" in readme
         assert measure(runs) in readme
@@ -131,12 +135,29 @@ def test_the_readme_says_what_the_notebook_measured():
     notebook = nbformat.read(ROOT / "visualizations" / "classification_with_sample_tracking.ipynb", as_version=4)
     printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     (sentence,) = [line for line in printed.splitlines() if "in the order of the end" in line]
-    assert sentence in (ROOT / "README.md").read_text()
+    assert sentence in RESULTS.read_text()
+
+
+def test_the_front_page_says_what_the_results_say():
+    """Each number of its table of claims (a) to (f) stands in the row of that claim."""
+    front, results = ((path).read_text() for path in (ROOT / "README.md", RESULTS))
+    for claim in "abcdef":
+        (row,) = [line for line in front.splitlines() if line.startswith(f"| ({claim})")]
+        found = "".join(line for line in results.splitlines() if line.startswith(f"| ({claim}"))
+        numbers = re.findall(r"\+?\d\.\d\d|\d+ of \d+", row.split(" | ")[-1])
+        assert numbers
+        assert all(number in found for number in numbers), claim
+
+
+def test_the_front_page_lists_the_attention_types():
+    front = (ROOT / "README.md").read_text()
+    for name, kind in PAPER.items():
+        assert f"| `{name}` | `{kind.formula}` | {kind.label} |" in front
 
 
 def test_the_committed_runs_are_accounted_for():
     """The table of commands in results/README.md has all of them, by the commit whose code trained them."""
-    rows = re.findall(r"^\| ([\d,]+) \| .* \| (\w+) \| .* \|$", (ROOT / "results" / "README.md").read_text(), re.M)
+    rows = re.findall(r"^\| ([\d,]+) \| .* \| (\w+) \| .* \|$", RESULTS.read_text(), re.M)
     counts = Counter()
     for count, code in rows:
         counts[code] += int(count.replace(",", ""))
