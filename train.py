@@ -8,7 +8,6 @@ uv run wandb agent ENTITY/PROJECT/SWEEP                      # the same through 
 """
 
 import difflib
-import os
 import re
 import shlex
 import signal
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from src.config import FIELD_TYPES, FIELDS, STACKABLE, ConfigError, RunConfig, as_type, checked_list, members, require
 from src.runs import DEFAULT_LOG, LogError, RunLog, load_runs
+from src.training.cores import usable_cores
 from src.training.loop import (
     Observer,
     check_own_task,
@@ -81,7 +81,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--workers",
         type=OPTION_TYPES["workers"],
-        help="processes for a sweep (default: one for each core, one on a GPU)",
+        help="processes for a sweep (default: one for each core that this process may use, one on a GPU)",
     )
     parser.add_argument(
         "--stack",
@@ -239,7 +239,7 @@ def plan(options: Namespace, points: list[RunConfig]) -> tuple[list[list[RunConf
         check_precision(stack[0], device)
     for config in {stack[0].task: stack[0] for stack in stacks}.values():
         check_own_task(config)
-    return stacks, device, options.workers or (1 if device == "cuda" else len(os.sched_getaffinity(0)))
+    return stacks, device, options.workers or (1 if device == "cuda" else usable_cores())
 
 
 def conclude(job: Job, log: RunLog, figures: tuple[str, str | None] | None = None) -> int:

@@ -19,6 +19,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from src.config import RunConfig
+from src.model.cpu import library
 from src.runs import RunLog, load_runs
 from src.runs.provenance import device_name
 from src.tasks import find_task
@@ -171,7 +172,8 @@ PARTS = {"steps": measure_steps, "sweeps": measure_sweeps, "log": measure_log}
 
 def main(names: list[str]) -> None:
     prepare_process()
-    print(f"{device_name(DEVICE)}, torch {torch.__version__}, one thread a process, medians")
+    products = "" if CUDA else f", single runs' matrix products by {library()}"
+    print(f"{device_name(DEVICE)}{products}, torch {torch.__version__}, one thread a process, medians")
     for name in names or PARTS:
         print(PARTS[name](), end="\n\n", flush=True)
 

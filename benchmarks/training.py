@@ -12,6 +12,7 @@ import torch
 from benchmarks import plain
 from src.config import RunConfig
 from src.metrics import NUM_PAIRS
+from src.model.cpu import library
 from src.runs.provenance import device_name
 from src.tasks import find_task
 from src.training.loop import StackedAdamW, build_model, prepare_process, stream, training_step
@@ -97,7 +98,7 @@ def table(rows: dict[str, list[float]], unit: str) -> str:
 
 def main() -> None:
     prepare_process()
-    print(f"{device_name('cpu')}, torch {torch.__version__}, one thread, medians")
+    print(f"{device_name('cpu')}, matrix products by {library()}, torch {torch.__version__}, one thread, medians")
     for measured in (measure_steps(), measure_around()):
         print(measured, end="\n\n")
 
