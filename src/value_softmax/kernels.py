@@ -477,10 +477,11 @@ class Normalisation(NamedTuple):
     parameters: int = 0  # how many of the map's own stand behind the scores
     option: float = 0.0  # the constant it takes, where none is given
     allowed: tuple[float, float] = (0.0, 0.0)  # the constant's least and largest value
+    slides: bool = False  # scores come to rest on a kink, where no derivative holds them: it has no flow
 
 
 TABLE = {
-    "L1": Normalisation(quotient(absolute), quotient_pull_back),
+    "L1": Normalisation(quotient(absolute), quotient_pull_back, slides=True),
     "Sum": Normalisation(quotient(identity), quotient_pull_back),
     "L2": Normalisation(quotient(squared), quotient_pull_back),
     "Softmax": Normalisation(softmax_weights, simplex_pull_back),
@@ -489,7 +490,7 @@ TABLE = {
     "softmax1": Normalisation(softmax1_weights, simplex_pull_back),
     "softmax_sink": Normalisation(softmax_sink_weights, simplex_pull_back, parameters=1),
     "entmax": Normalisation(entmax_weights, simplex_pull_back, option=1.5, allowed=(1.0, 2.0)),
-    "softpick": Normalisation(softpick_weights, softpick_pull_back),
+    "softpick": Normalisation(softpick_weights, softpick_pull_back, slides=True),
     "relu_mean": Normalisation(relu_mean_weights, separate_pull_back),
     "softmax_clipped": Normalisation(clipped_weights, clipped_pull_back, option=-0.03, allowed=(-1.0, 0.0)),
     "ssmax": Normalisation(ssmax_weights, ssmax_pull_back, parameters=1),
@@ -528,6 +529,13 @@ def normalise(kind, option, z, s, slope):
 def pull_back(kind, option, z, s, slope, w, q):
     """`q` = Jᵀ w (n + p), J = ∂α/∂z, after `normalise`."""
     _pull_back(kind, option, z, s, slope, w, q)
+
+
+@compiled
+def normalise_rows(kind, option, Z, slope, S):
+    """S (R, n) = α of each row of Z (R, n + p)."""
+    for r in range(Z.shape[0]):
+        _weights(kind, option, Z[r], S[r], slope)
 
 
 # Losses of one prediction b = β̂ (d).

@@ -73,6 +73,19 @@ def parameters(model: Model) -> int:
     return TABLE[NORMALISATIONS[model.normalisation]].parameters
 
 
+def check_flow(normalisation: str) -> None:
+    """ValueError for a normalisation without a flow.
+
+    Elsewhere a jump of the derivative (entmax with α = 2, ReLU, relu_mean, softmax_clipped) is crossed, or is an end:
+    the solver's steps grow small there, and the derivative from the side that it stands on is the right one.
+    """
+    if TABLE[checks.choice("normalisation", normalisation, NORMALISATIONS)].slides:
+        raise ValueError(
+            f"normalisation is {normalisation!r}: its scores come to rest on its kink at 0, where it has no derivative "
+            "and so no flow; follow it by `descend`"
+        )
+
+
 def check_state(model: Model, V, a) -> tuple[np.ndarray, np.ndarray]:
     """Copies of the values V (d, n) and of the scores as rows A (T, n + p), where a is (n + p) or (T, n + p).
 
@@ -106,9 +119,13 @@ def pull_back(kind: int, option: float, z, s, slope, w) -> np.ndarray:
     return q
 
 
-def alphas(normalisation: str, z: np.ndarray, option: float | None = None) -> np.ndarray:
+def alphas(normalisation: str, z, option: float | None = None) -> np.ndarray:
     """The weights (R, n) of R vectors of scores z (R, n + p)."""
-    return np.stack([alpha(normalisation, row, option) for row in z])
+    option, z = constant(normalisation, option), checks.array("z", z, ndim=2)
+    n = z.shape[1] - TABLE[normalisation].parameters
+    S = np.empty((len(z), n))
+    kernels.normalise_rows(NORMALISATIONS.index(normalisation), option, z, np.empty(n + 1), S)
+    return S
 
 
 def loss(model: Model, beta_hat) -> float:
