@@ -33,6 +33,15 @@ def positive(name: str, value: float) -> float:
     return float(value)
 
 
+def within(name: str, value: float, least: float, most: float, *, open_above: bool = False) -> float:
+    """`value` as a number from `least` to `most`, `most` itself left out if `open_above`; else ValueError."""
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not (number and least <= value <= most and not (open_above and value == most)):
+        interval = f"[{least:g}, {most:g}{')' if open_above else ']'}"
+        raise ValueError(f"{name} is {value!r}: it must be a number in {interval}")
+    return float(value)
+
+
 def count(name: str, value: int) -> int:
     """`value` as a positive whole number; else ValueError."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:

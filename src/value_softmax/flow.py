@@ -1,24 +1,32 @@
 """Gradient flow: dV/dt = -∂L/∂V, da/dt = -∂L/∂a for any model, and the reduced system in the clock τ.
 
-For softmax weights and one target β (logistic loss, or square loss with V = β uᵀ/‖β‖²) the scores a and
-u = Vᵀβ close on themselves. In the polarization clock τ = ∫γ dt the loss drops out,
+For one target β (logistic or linear loss, or square loss with V = β uᵀ/‖β‖²) the scores a and u = Vᵀβ close on
+themselves. In the polarization clock τ = ∫γ dt the loss drops out,
 
-    du/dτ = ‖β‖² s,    da/dτ = J u = s ∘ (u - ⟨s, u⟩),
+    du/dτ = ‖β‖² s,    da/dτ = Jᵀ u, for softmax s ∘ (u - ⟨s, u⟩),
 
-and is left only in how fast the clock runs: dτ/dt = γ, a function of ⟨s, u⟩. The reduced system is solved
-in log t, so that t may be far beyond the largest float. The paper prints (6), (7), (9), (10), (15), (16)
-with -γ; the chain rule, and its appendix B, give +γ (see `theory.loss_under_sign`).
+and is left only in how fast the clock runs: dτ/dt = γ, a function of ⟨s, u⟩. Every normalisation in the table has this
+system, and its parameters flow as the scores do: they stand behind them in a. The reduced system is solved in log t, so
+that t may be far beyond the largest float. The paper prints (6), (7), (9), (10), (15), (16) with -γ; the chain rule,
+and its appendix B, give +γ (see `theory.loss_under_sign`).
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.integrate import solve_ivp
-from scipy.special import softmax
 
-from src.value_softmax import checks
-from src.value_softmax.kernels import Model
-from src.value_softmax.model import check_state, gradients_of_rows, is_softmax
+from src.value_softmax import checks, kernels
+from src.value_softmax.kernels import NORMALISATIONS, TABLE, Model
+from src.value_softmax.model import (
+    alphas,
+    check_flow,
+    check_state,
+    constant,
+    gradients_of_rows,
+    is_softmax,
+    pull_back,
+)
 from src.value_softmax.trajectory import Trajectory
 
 TOLERANCE = 1e-8
@@ -28,26 +36,30 @@ SETTLED = 1e-12  # the γ below which the square loss's flow is taken to stand s
 
 @dataclass(frozen=True)
 class Orbit:
-    """R states of the reduced system: τ (R), u = Vᵀβ (R, n), a (R, n), and ‖β‖²."""
+    """R states of the reduced system: τ (R), u = Vᵀβ (R, n), a (R, n + p), ‖β‖², and the map from a to weights."""
 
     tau: np.ndarray
     u: np.ndarray
     a: np.ndarray
     beta_sq: float = 1.0
+    normalisation: str = "Softmax"
+    option: float | None = None
 
     @property
     def s(self) -> np.ndarray:
-        """Weights σ(a) (R, n)."""
-        return softmax(self.a, axis=-1)
+        """Weights α(a) (R, n)."""
+        return alphas(self.normalisation, self.a, self.option)
 
 
 def flow(model: Model, V, a, t, *, tol: float = TOLERANCE) -> Trajectory:
     """Gradient flow from V (d, n), a (n) or (T, n) at time 0, at increasing times t (R), such as a geomspace.
 
     A stiff solver (LSODA) keeps the error below `tol`, relative to 1 or to an entry that is larger.
-    Raises ValueError for input that does not fit, ArithmeticError where the solver gives up.
+    Raises ValueError for input that does not fit and for L1 and softpick, which have none; ArithmeticError where the
+    solver gives up.
     """
     V, A = check_state(model, V, a)
+    check_flow(NORMALISATIONS[model.normalisation])
     t = checks.increasing("t", t, least=0)
 
     def field(_, state):
@@ -60,43 +72,63 @@ def flow(model: Model, V, a, t, *, tol: float = TOLERANCE) -> Trajectory:
     return Trajectory(model, t, V_t, a_t)
 
 
-def orbit(u, a, tau, *, beta_sq: float = 1.0, tol: float = TOLERANCE) -> Orbit:
-    """The orbit that both losses share, from u (n), a (n) at τ = 0, at increasing τ (R). Raises as `flow`."""
-    u, a, beta_sq = _check_reduced(u, a, beta_sq)
+def orbit(
+    u,
+    a,
+    tau,
+    *,
+    beta_sq: float = 1.0,
+    normalisation: str = "Softmax",
+    option: float | None = None,
+    tol: float = TOLERANCE,
+) -> Orbit:
+    """The orbit that all losses share, from u (n), a (n + p) at τ = 0, at increasing τ (R). Raises as `flow`."""
+    u, a, beta_sq = _check_reduced(u, a, beta_sq, normalisation)
     tau = checks.increasing("tau", tau, least=0)
-    states = _solve(lambda _, y: _polarize(*np.split(y, 2), beta_sq), np.concatenate((u, a)), tau, tol)
-    return Orbit(tau, states[:, : u.size], states[:, u.size :], beta_sq)
+    polarize = _polarization(normalisation, option, u.size, beta_sq)
+    states = _solve(lambda _, y: polarize(y)[1], np.concatenate((u, a)), tau, tol)
+    return Orbit(tau, states[:, : u.size], states[:, u.size :], beta_sq, normalisation, option)
 
 
-def reduced_flow(loss: str, u, a, log_t, *, beta_sq: float = 1.0, tol: float = TOLERANCE) -> Orbit:
-    """The reduced flow of the "logistic" or "square" loss from u (n), a (n) at t = 0, at log t (R).
+def reduced_flow(
+    loss: str,
+    u,
+    a,
+    log_t,
+    *,
+    beta_sq: float = 1.0,
+    normalisation: str = "Softmax",
+    option: float | None = None,
+    tol: float = TOLERANCE,
+) -> Orbit:
+    """The reduced flow of the "logistic", "square" or "linear" loss from u (n), a (n + p) at t = 0, at log t (R).
 
     Solved in ℓ = log(1 + t): dτ/dℓ = γ exp ℓ stays of order 1 for the logistic loss however large t is. The
     square loss converges; once |γ| < SETTLED its state is held. Raises as `flow`.
     """
-    u, a, beta_sq = _check_reduced(u, a, beta_sq)
+    u, a, beta_sq = _check_reduced(u, a, beta_sq, normalisation)
     speed = SPEEDS[checks.choice("loss", loss, SPEEDS)]
     log_t = checks.increasing("log_t", log_t)
+    polarize = _polarization(normalisation, option, u.size, beta_sq)
 
     def field(ell, y):
-        u, a, _ = np.split(y, (n, 2 * n))
-        rate = speed(softmax(a) @ u, beta_sq, ell)
-        return rate * np.append(_polarize(u, a, beta_sq), 1.0)
+        margin, velocity = polarize(y[:-1])
+        return speed(margin, beta_sq, ell) * np.append(velocity, 1.0)
 
     def settled(_, y):
-        return side * (1 - softmax(y[n : 2 * n]) @ y[:n] / beta_sq) - SETTLED
+        return side * (1 - polarize(y[:-1])[0] / beta_sq) - SETTLED
 
-    n, settled.terminal = u.size, True
-    side = 1 if softmax(a) @ u < beta_sq else -1  # the sign of γ, which it keeps
+    settled.terminal = True
     start = np.concatenate((u, a, [0.0]))
+    side = 1 if polarize(start[:-1])[0] < beta_sq else -1  # the sign of γ, which it keeps
     states = _solve(field, start, np.logaddexp(0, log_t), tol, settled if loss == "square" else None)
-    return Orbit(states[:, -1], states[:, :n], states[:, n : 2 * n], beta_sq)
+    return Orbit(states[:, -1], states[:, : u.size], states[:, u.size : -1], beta_sq, normalisation, option)
 
 
 def reduce(trajectory: Trajectory) -> Orbit:
     """A full trajectory's u, a and τ; exact for the logistic loss, for the square loss if V = β uᵀ/‖β‖².
 
-    τ is read off Σu = Σu(0) + ‖β‖² τ, which descent keeps as exactly as the flow does.
+    τ is read off Σu = Σu(0) + ‖β‖² τ, which descent keeps as exactly as the flow does, where weights sum to 1.
     Raises ValueError unless weights are softmax, not tied, from one row of scores, and the target a β ≠ 0.
     """
     if not is_softmax(trajectory.model) or trajectory.a.ndim != 2:
@@ -107,6 +139,7 @@ def reduce(trajectory: Trajectory) -> Orbit:
 
 SPEEDS = {  # dτ/dℓ = γ dt/dℓ from ⟨s, u⟩, ‖β‖² and ℓ = log(1 + t)
     "logistic": lambda margin, beta_sq, ell: np.exp(ell - np.logaddexp(0, margin)),
+    "linear": lambda margin, beta_sq, ell: np.exp(ell),
     "square": lambda margin, beta_sq, ell: np.exp(ell) * _unsettled(1 - margin / beta_sq),
 }
 
@@ -116,10 +149,18 @@ def _unsettled(gamma):
     return gamma if abs(gamma) > SETTLED else 0.0
 
 
-def _polarize(u, a, beta_sq):
-    """(du/dτ, da/dτ), joined; u_i - ⟨s, u⟩ as Σ_j s_j (u_i - u_j), lest it drown in rounding as s → e_0."""
-    s = softmax(a)
-    return np.concatenate((beta_sq * s, s * ((u[:, None] - u) @ s)))
+def _polarization(normalisation, option, n, beta_sq):
+    """The function from y = (u (n), a (n + p)) to ⟨s, u⟩ and (du/dτ, da/dτ), joined."""
+    check_flow(normalisation)
+    kind, option = NORMALISATIONS.index(normalisation), constant(normalisation, option)
+    s, slope = np.empty(n), np.empty(n + 1)
+
+    def polarize(y):
+        u, a = y[:n], y[n:]
+        kernels.normalise(kind, option, a, s, slope)
+        return s @ u, np.concatenate((beta_sq * s, pull_back(kind, option, a, s, slope, u)))
+
+    return polarize
 
 
 def _solve(field, start, times, tol, event=None) -> np.ndarray:
@@ -139,7 +180,8 @@ def _solve(field, start, times, tol, event=None) -> np.ndarray:
     return states
 
 
-def _check_reduced(u, a, beta_sq):
+def _check_reduced(u, a, beta_sq, normalisation):
     u, a = checks.array("u", u, ndim=1), checks.array("a", a, ndim=1)
-    checks.shape("a", a, u.shape, "that of u")
+    p = TABLE[checks.choice("normalisation", normalisation, NORMALISATIONS)].parameters
+    checks.shape("a", a, (u.size + p,), "that of u" + (f" and {p} parameter of {normalisation}" if p else ""))
     return u, a, checks.positive("beta_sq", beta_sq)

@@ -10,24 +10,31 @@ The formulas are in `kernels`; here they have names and checked input.
 import numpy as np
 
 from src.value_softmax import checks, kernels
-from src.value_softmax.kernels import LOSSES, NORMALISATIONS, SOFTMAX, Model
+from src.value_softmax.kernels import LOSSES, NORMALISATIONS, SOFTMAX, TABLE, Model
 
 UNIT = 1e-9  # how far a norm, or the sum of a distribution, may be from 1
 
 
-def value_softmax(loss: str, target, normalisation: str = "Softmax", *, X=None, tied: bool = False) -> Model:
+def value_softmax(
+    loss: str, target, normalisation: str = "Softmax", *, option: float | None = None, X=None, tied: bool = False
+) -> Model:
     """The model with that loss and normalisation, by their names in LOSSES and NORMALISATIONS.
+
+    `option` is the constant of a normalisation that has one: α in [1, 2] of entmax (1.5 where none is given), γ in
+    [-1, 0] of softmax_clipped (-0.03). softmax_sink and ssmax have a parameter that is trained: it stands behind the
+    scores, so that a is (n + 1).
 
     loss             L(β̂)                          target
     "logistic"       log(1 + exp(-⟨β, β̂⟩))         β (d), ‖β‖ = 1
     "square"         ½ ‖β̂ - β‖²                     β (d)
     "regression"     ‖y - X β̂‖²                     y (samples), with X (samples, d)
     "cross-entropy"  -Σ p*ᵢ log softmax(β̂)ᵢ         p* (d), a distribution
+    "linear"         -⟨β, β̂⟩                        β (d)
 
-    Raises ValueError for an unknown name and for a target or X that does not fit the loss.
+    Raises ValueError for an unknown name, an option out of its range, and a target or X that does not fit the loss.
     """
     checks.choice("loss", loss, LOSSES)
-    checks.choice("normalisation", normalisation, NORMALISATIONS)
+    option = constant(normalisation, option)
     target = checks.array("target", target, ndim=1)
     if loss == "regression":
         if X is None:
@@ -48,35 +55,77 @@ def value_softmax(loss: str, target, normalisation: str = "Softmax", *, X=None, 
             f"target sums to {target.sum():.9g} with least entry {target.min():.3g}: "
             "cross-entropy needs a distribution, clip it at 0 and divide by its sum"
         )
-    return Model(LOSSES.index(loss), target, X, NORMALISATIONS.index(normalisation), bool(tied))
+    return Model(LOSSES.index(loss), target, X, NORMALISATIONS.index(normalisation), option, bool(tied))
+
+
+def constant(normalisation: str, option: float | None = None) -> float:
+    """The constant of a normalisation, its default for None; ValueError for an unknown name or one out of range."""
+    row = TABLE[checks.choice("normalisation", normalisation, NORMALISATIONS)]
+    if option is None:
+        return row.option
+    if row.allowed == (0.0, 0.0):
+        raise ValueError(f"option is {option!r}: {normalisation} has no constant, leave it out")
+    return checks.within("option", option, *row.allowed)
+
+
+def parameters(model: Model) -> int:
+    """How many parameters of the normalisation stand behind the scores."""
+    return TABLE[NORMALISATIONS[model.normalisation]].parameters
+
+
+def check_flow(normalisation: str) -> None:
+    """ValueError for a normalisation without a flow.
+
+    Elsewhere a jump of the derivative (entmax with α = 2, ReLU, relu_mean, softmax_clipped) is crossed, or is an end:
+    the solver's steps grow small there, and the derivative from the side that it stands on is the right one.
+    """
+    if TABLE[checks.choice("normalisation", normalisation, NORMALISATIONS)].slides:
+        raise ValueError(
+            f"normalisation is {normalisation!r}: its scores come to rest on its kink at 0, where it has no derivative "
+            "and so no flow; follow it by `descend`"
+        )
 
 
 def check_state(model: Model, V, a) -> tuple[np.ndarray, np.ndarray]:
-    """Copies of the values V (d, n) and of the scores as rows A (T, n), where a is (n) or (T, n).
+    """Copies of the values V (d, n) and of the scores as rows A (T, n + p), where a is (n + p) or (T, n + p).
 
     Raises ValueError for shapes that do not fit each other or the model, and for non-finite entries.
     """
     V, a = checks.array("V", V, ndim=2), checks.array("a", a, ndim=(1, 2))
-    d = model.X.shape[1]
-    checks.shape("V", V, (d, a.shape[-1]), f"d = {d} from the target and n = {a.shape[-1]} from a")
+    d, n = model.X.shape[1], a.shape[-1] - parameters(model)
+    checks.shape("V", V, (d, n), f"d = {d} from the target and n = {n} from a")
     if model.tied and V.shape[0] != V.shape[1]:
         raise ValueError(f"V has shape {V.shape}: the tied model needs it square, with as many scores as entries in β")
     return V, np.atleast_2d(a)
 
 
-def alpha(normalisation: str, z) -> np.ndarray:
-    """The weights α(z) (n) of scores z (n)."""
-    return _normalise(normalisation, z)[0]
+def alpha(normalisation: str, z, option: float | None = None) -> np.ndarray:
+    """The weights α(z) (n) of scores z (n + p), the normalisation's p parameters last."""
+    return _normalise(normalisation, z, option)[1]
 
 
-def alpha_vjp(normalisation: str, z, w) -> np.ndarray:
-    """Jᵀ w (n), with J = ∂α/∂z at scores z (n), for w (n)."""
-    s, slope = _normalise(normalisation, z)
+def alpha_vjp(normalisation: str, z, w, option: float | None = None) -> np.ndarray:
+    """Jᵀ w (n + p), with J = ∂α/∂z (n, n + p) at z (n + p), for w (n)."""
+    z, s, slope = _normalise(normalisation, z, option)
     w = checks.array("w", w, ndim=1)
-    checks.shape("w", w, s.shape, "that of z")
-    q = np.empty_like(s)
-    kernels.pull_back(NORMALISATIONS.index(normalisation), s, slope, w, q)
+    checks.shape("w", w, s.shape, "that of the weights")
+    return pull_back(NORMALISATIONS.index(normalisation), constant(normalisation, option), z, s, slope, w)
+
+
+def pull_back(kind: int, option: float, z, s, slope, w) -> np.ndarray:
+    """Jᵀ w (n + p), unchecked, after `kernels.normalise`."""
+    q = np.empty_like(z)
+    kernels.pull_back(kind, option, z, s, slope, w, q)
     return q
+
+
+def alphas(normalisation: str, z, option: float | None = None) -> np.ndarray:
+    """The weights (R, n) of R vectors of scores z (R, n + p)."""
+    option, z = constant(normalisation, option), checks.array("z", z, ndim=2)
+    n = z.shape[1] - TABLE[normalisation].parameters
+    S = np.empty((len(z), n))
+    kernels.normalise_rows(NORMALISATIONS.index(normalisation), option, z, np.empty(n + 1), S)
+    return S
 
 
 def loss(model: Model, beta_hat) -> float:
@@ -102,12 +151,13 @@ def gradients(model: Model, V, a) -> tuple[np.ndarray, np.ndarray]:
 
 
 def gradients_of_rows(model: Model, V: np.ndarray, A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`gradients` for scores A (T, n), unchecked: the right-hand side of the flow."""
-    work = kernels.workspace(*V.shape, len(A))
+    """`gradients` for scores A (T, n + p), unchecked: the right-hand side of the flow."""
+    work = kernels.workspace(*V.shape, len(A), parameters(model))
     kernels.gradients(model, V, A, work)
     dV = work.G.T @ work.S
     if model.tied:
-        dV += work.Q.T @ A
+        n = V.shape[1]
+        dV += work.Q[:, :n].T @ A[:, :n]
     return dV, work.A
 
 
@@ -116,12 +166,14 @@ def is_softmax(model: Model) -> bool:
     return model.normalisation == SOFTMAX and not model.tied
 
 
-def _normalise(normalisation, z):
-    checks.choice("normalisation", normalisation, NORMALISATIONS)
-    z = checks.array("z", z, ndim=1)
-    s, slope = np.empty_like(z), np.empty_like(z)
-    kernels.normalise(NORMALISATIONS.index(normalisation), z, s, slope)
-    return s, slope
+def _normalise(normalisation, z, option):
+    option, z = constant(normalisation, option), checks.array("z", z, ndim=1)
+    n = z.size - TABLE[normalisation].parameters
+    if n < 1:
+        raise ValueError(f"z has shape {z.shape}: {normalisation} takes at least one score before its parameter")
+    s, slope = np.empty(n), np.empty(n + 1)
+    kernels.normalise(NORMALISATIONS.index(normalisation), option, z, s, slope)
+    return z, s, slope
 
 
 def _prediction(model, beta_hat):

@@ -11,7 +11,7 @@ import numpy as np
 from src.value_softmax import checks
 from src.value_softmax.descent import descend, log_spaced
 from src.value_softmax.flow import flow
-from src.value_softmax.kernels import NORMALISATIONS, Model
+from src.value_softmax.kernels import PAPERS_NORMALISATIONS, Model
 from src.value_softmax.model import value_softmax
 from src.value_softmax.trajectory import Trajectory
 
@@ -47,12 +47,12 @@ def logistic() -> dict[str, Setup]:
 
 def square_comparison() -> dict[str, Setup]:
     """Square loss, d = n = 10, the six normalisations: `square_loss_comparison`."""
-    return {name: _comparison("square", name, 5_000, 0.1) for name in NORMALISATIONS}
+    return {name: _comparison("square", name, 5_000, 0.1) for name in PAPERS_NORMALISATIONS}
 
 
 def logistic_comparison() -> dict[str, Setup]:
     """Logistic loss, otherwise as `square_comparison`: `log_loss_comparison` (half a gigabyte)."""
-    return {name: _comparison("logistic", name, 100_000, 0.5) for name in NORMALISATIONS}
+    return {name: _comparison("logistic", name, 100_000, 0.5) for name in PAPERS_NORMALISATIONS}
 
 
 def tied() -> dict[int, Setup]:

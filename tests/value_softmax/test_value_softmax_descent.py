@@ -5,10 +5,11 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 from src.value_softmax import descent, plain
-from src.value_softmax.descent import Diverged, descend, log_spaced
-from src.value_softmax.kernels import LOSSES, NORMALISATIONS
+from src.value_softmax.descent import Diverged, descend, log_spaced, rule
+from src.value_softmax.kernels import LOSSES, NORMALISATIONS, PAPERS_NORMALISATIONS, TABLE
 from src.value_softmax.model import gradients, loss, value_softmax
 
 
@@ -22,19 +23,105 @@ def start(draw_model):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_thousand_steps_are_the_plain_loops(draw_model, name, normalisation, tied):
+def test_the_steps_are_the_plain_loops(draw_model, name, normalisation, tied):
     rng = np.random.default_rng(7)
+    steps = 1000 if normalisation in PAPERS_NORMALISATIONS and name != "linear" else 200  # tied, linear: e^t
     model = draw_model(rng, name, 6, normalisation, tied)
     V = np.eye(6) + 0.1 * rng.normal(size=(6, 6))
-    a = 1 + 0.1 * rng.normal(size=6)
-    run = descend(model, V, a, steps=1000, lr=0.02, record=[1000])
-    plain_V, plain_a = plain.descend(model, V, a, 1000, 0.02)
-    moved_V, moved_a = plain.descend(model, V * (1 + 1e-15), a, 1000, 0.02)
+    a = 1 + 0.1 * rng.normal(size=6 + TABLE[normalisation].parameters)
+    run = descend(model, V, a, steps=steps, lr=0.02, record=[steps])
+    plain_V, plain_a = plain.descend(model, V, a, steps, 0.02)
+    moved_V, moved_a = plain.descend(model, V * (1 + 1e-15), a, steps, 0.02)
     rounding = max(np.abs(moved_V - plain_V).max(), np.abs(moved_a - plain_a).max())
     assert np.abs(plain_V - V).max() > 1e-2  # it went somewhere
     # Sum can pass near its pole, where the plain loop itself turns 1e-15 into 1e-5 (square loss, tied).
-    np.testing.assert_allclose(run.V[0], plain_V, rtol=0, atol=1e-12 + 30 * rounding)
-    np.testing.assert_allclose(run.a[0], plain_a, rtol=0, atol=1e-12 + 30 * rounding)
+    np.testing.assert_allclose(run.V[0], plain_V, rtol=1e-12, atol=1e-12 + 30 * rounding)
+    np.testing.assert_allclose(run.a[0], plain_a, rtol=1e-12, atol=1e-12 + 30 * rounding)
+
+
+class SignDescent(torch.optim.Optimizer):
+    """PyTorch has none: x -= lr (sign(g) + λ x)."""
+
+    def __init__(self, params, lr, weight_decay):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for x in group["params"]:
+                x.sub_(group["lr"] * (x.grad.sign() + group["weight_decay"] * x))
+
+
+OPTIMIZERS = {
+    "sgd": (rule("sgd", decay=0.1), lambda x, lr: torch.optim.SGD(x, lr, weight_decay=0.1)),
+    "momentum": (rule("momentum", momentum=0.8), lambda x, lr: torch.optim.SGD(x, lr, momentum=0.8)),
+    "sign": (rule("sign", decay=0.1), lambda x, lr: SignDescent(x, lr, 0.1)),
+    "adam": (rule("adam"), lambda x, lr: torch.optim.Adam(x, lr)),
+    "adam, other constants": (
+        rule("adam", betas=(0.5, 0.95), eps=1e-3),
+        lambda x, lr: torch.optim.Adam(x, lr, (0.5, 0.95), 1e-3),
+    ),
+    "adamw": (rule("adamw"), lambda x, lr: torch.optim.AdamW(x, lr)),
+    "adamw, other decay": (rule("adamw", decay=0.3), lambda x, lr: torch.optim.AdamW(x, lr, weight_decay=0.3)),
+}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("loss", "normalisation"), [("logistic", "Softmax"), ("cross-entropy", "softmax_sink")])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_thousand_steps_are_torch_optims(draw_model, name, loss, normalisation, tied):
+    rng = np.random.default_rng(7)
+    model = draw_model(rng, loss, 4, normalisation, tied)
+    V, a = 0.1 * rng.normal(size=(4, 4)), 0.1 * rng.normal(size=4 + TABLE[normalisation].parameters)
+    ours, theirs = OPTIMIZERS[name]
+    run = descend(model, V, a, steps=1000, lr=1e-3, record=[1000], optimizer=ours)
+    x = [torch.tensor(V, requires_grad=True), torch.tensor(a, requires_grad=True)]
+    optimizer = theirs(x, 1e-3)
+    for _ in range(1000):
+        for parameter, gradient in zip(x, plain.gradients(model, *(p.detach().numpy() for p in x)), strict=True):
+            parameter.grad = torch.tensor(gradient)
+        optimizer.step()
+    assert np.abs(run.V[0] - V).max() > 1e-2
+    np.testing.assert_allclose(run.V[0], x[0].detach(), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(run.a[0], x[1].detach(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "sign", "adam", "adamw"])
+def test_every_optimizer_lowers_the_loss_of_rows_of_scores(start, name):
+    model, V, _ = start
+    run = descend(model, V, np.zeros((3, 6)), steps=300, lr=1e-2, optimizer=name)
+    assert run.loss[-1] < run.loss[0] - 1e-2
+    np.testing.assert_array_equal(run.a[:, 0], run.a[:, 2])  # equal rows stay equal
+
+
+def test_adam_without_eps_leaves_what_has_no_gradient():
+    """A ReLU weight that is 0 has none; 0/0 would be nan."""
+    model = value_softmax("logistic", [1.0], "ReLU")
+    run = descend(model, [[0.1, 0.2]], [1.0, -1.0], steps=100, lr=1e-2, optimizer=rule("adam", eps=0.0))
+    np.testing.assert_array_equal(run.a[:, 1], -1)
+    np.testing.assert_array_equal(run.V[:, 0, 1], 0.2)
+    assert (np.diff(run.V[:, 0, 0]) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: rule("adagrad"), "optimizer is 'adagrad': choose one of sgd"),
+        (lambda: rule("adam", betas=(1.0, 0.9)), r"betas\[0\] is 1.0: it must be a number in \[0, 1\)"),
+        (lambda: rule("adam", betas=(0.9, -0.1)), r"betas\[1\] is -0.1"),
+        (lambda: rule("adam", betas=0.9), "betas is 0.9: give two numbers"),
+        (lambda: rule("adam", eps=-1e-8), "eps is -1e-08"),
+        (lambda: rule("adam", eps=np.nan), "eps is nan"),
+        (lambda: rule("adamw", decay=-0.1), "decay is -0.1"),
+        (lambda: rule("adam", decay=0.1), "decay is 0.1: Adam has none here, choose adamw"),
+        (lambda: rule("momentum", momentum=1), "momentum is 1"),
+        (lambda: rule("sgd", decay=np.inf), "decay is inf"),
+    ],
+)
+def test_a_wrong_rule_is_refused_in_one_sentence(call, words):
+    with pytest.raises(ValueError, match=words) as error:
+        call()
+    assert "\n" not in str(error.value)
 
 
 def test_one_step_by_hand():

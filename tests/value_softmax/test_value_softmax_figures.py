@@ -8,7 +8,7 @@ from src.analysis.figures import COLUMN, PAGE, save
 from src.value_softmax import figures
 from src.value_softmax.descent import descend
 from src.value_softmax.flow import flow, reduced_flow
-from src.value_softmax.kernels import NORMALISATIONS
+from src.value_softmax.kernels import PAPERS_NORMALISATIONS
 from src.value_softmax.model import value_softmax
 
 RNG = np.random.default_rng(0)
@@ -35,7 +35,7 @@ def regression():
 
 FIGURES = {
     "evolution": lambda: figures.evolution(short()),
-    "comparison": lambda: figures.comparison({name: short(normalisation=name) for name in NORMALISATIONS}),
+    "comparison": lambda: figures.comparison({name: short(normalisation=name) for name in PAPERS_NORMALISATIONS}),
     "massive": lambda: figures.massive_activations({D: short(tied=True) for D in (4, 5, 6, 7)}),
     "condition_numbers": lambda: figures.condition_numbers({kappa: regression() for kappa in range(1, 6)}),
     "condition_numbers_small": lambda: figures.condition_numbers_small({k: regression() for k in range(1, 6)}),

@@ -6,7 +6,7 @@ from scipy.interpolate import CubicSpline
 
 from src.value_softmax.descent import descend
 from src.value_softmax.flow import SETTLED, flow, orbit, reduce, reduced_flow
-from src.value_softmax.kernels import LOSSES
+from src.value_softmax.kernels import LOSSES, NORMALISATIONS, TABLE
 from src.value_softmax.model import value_softmax
 
 LOG_GOOGOL = np.log(1e100)
@@ -74,6 +74,23 @@ def test_the_reduced_flow_is_the_square_flow_from_rank_one():
     np.testing.assert_allclose(full.u, reduced.u, atol=1e-7)
     np.testing.assert_allclose(full.a, reduced.a, atol=1e-7)
     assert np.linalg.matrix_rank(full.V[-1], tol=1e-8) == 1
+
+
+FLOWING = [name for name in NORMALISATIONS if not TABLE[name].slides]
+
+
+@pytest.mark.parametrize("loss", ["logistic", "linear"])
+@pytest.mark.parametrize("name", FLOWING)
+def test_every_maps_reduced_flow_is_its_full_flow(name, loss):
+    rng = np.random.default_rng(5)
+    V, a = 0.3 * rng.normal(size=(3, 4)), 1 + 0.1 * rng.normal(size=4 + TABLE[name].parameters)
+    beta, t = np.array([0.6, 0.0, 0.8]), np.geomspace(1e-2, 3, 10)
+    full = flow(value_softmax(loss, beta, name), V, a, t, tol=1e-11)
+    reduced = reduced_flow(loss, V.T @ beta, a, np.log(t), normalisation=name, tol=1e-11)
+    np.testing.assert_allclose(full.u, reduced.u, rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(full.a, reduced.a, rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(full.s, reduced.s, atol=1e-7)
+    assert np.abs(full.a[-1] - a).max() > 1e-2
 
 
 @pytest.mark.parametrize("beta_sq", [1.0, 2.5])
@@ -157,7 +174,12 @@ SQUARE = value_softmax("square", [1.0, 0.0])
         (lambda: orbit([0, 1], [0, 0], [-1]), "tau starts at -1"),
         (lambda: reduced_flow("regression", [0, 1], [0, 0], [1]), "loss is 'regression': choose"),
         (lambda: reduced_flow("square", [0, np.inf], [0, 0], [1]), "u is inf"),
-        (lambda: reduce(flow(value_softmax("square", [1, 0], "L1"), np.eye(2), [1, 1], [1])), "not reduce"),
+        (lambda: reduce(flow(value_softmax("square", [1, 0], "L2"), np.eye(2), [1, 1], [1])), "not reduce"),
+        (lambda: flow(value_softmax("square", [1, 0], "L1"), np.eye(2), [1, 1], [1]), "'L1': its scores come to rest"),
+        (lambda: orbit([0, 1], [0, 0], [1], normalisation="softpick"), "'softpick': its scores come to rest"),
+        (lambda: orbit([0, 1], [0, 0], [1], normalisation="softmax_sink"), "1 parameter of softmax_sink"),
+        (lambda: orbit([0, 1], [0, 0], [1], normalisation="entmax", option=2.1), "option is 2.1"),
+        (lambda: orbit([0, 1], [0, 0], [1], normalisation="max"), "normalisation is 'max': choose"),
         (
             lambda: reduce(flow(value_softmax("square", [0, 0]), np.eye(2), [0, 0], [1])),
             "‖β‖² of the target is 0",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from src.value_softmax import descent, plain, runs
-from src.value_softmax.kernels import EPSILON, LOSSES, NORMALISATIONS
+from src.value_softmax.kernels import EPSILON, LOSSES, PAPERS_NORMALISATIONS
 from src.value_softmax.trajectory import entropy
 
 
@@ -31,9 +31,9 @@ def test_the_logistic_start():
 @pytest.mark.parametrize("setups", [runs.square_comparison(), runs.logistic_comparison()])
 def test_the_comparison_starts(setups):
     draws = stream(42, 110)
-    assert tuple(setups) == NORMALISATIONS
+    assert tuple(setups) == PAPERS_NORMALISATIONS
     for name, setup in setups.items():
-        assert NORMALISATIONS[setup.model.normalisation] == name
+        assert PAPERS_NORMALISATIONS[setup.model.normalisation] == name
         np.testing.assert_allclose(setup.model.target, unit(draws[:10]), rtol=1e-15)
         np.testing.assert_array_equal(setup.V, 0.1 * draws[:100].reshape(10, 10))
         np.testing.assert_array_equal(setup.a, 1 + 0.1 * draws[100:])
