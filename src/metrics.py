@@ -7,6 +7,7 @@ welcome; each docstring says what is done with them.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -36,10 +37,7 @@ def bos_attention(weights: Tensor, counted: Tensor | None = None) -> dict[str, T
     - rel_attn_bos_global, the sink score: Σb / (Σr + 1e-9) within a sequence, averaged over sequences
     - mag_attn_bos_global: the same with |w| for w, so that it is a share for signed weights too
     """
-    if counted is None:
-        rows = weights[..., 1 : weights.shape[-1] - 2, :]
-    else:
-        rows = weights * counted[..., None, :, None]
+    rows = weights[..., 1 : weights.shape[-1] - 2, :] if counted is None else weights * counted[..., None, :, None]
     b, r = rows[..., 0], rows.sum(-1)  # (..., B, H, rows)
     magnitude = rows.abs()
     return {
@@ -102,8 +100,9 @@ def sink_place(weights: Tensor, counted: Tensor) -> dict[str, Tensor]:
 
 
 def value_drain(values: Tensor, anchor: int) -> Tensor:
-    """‖v‖ at the position `anchor`, over its mean over all positions of the sequence: values (..., B, H, T, D), averaged
-    over sequences to (..., H). Below 0.2 attending there is a way to do nothing, near 1 it is not (arXiv 2606.08105)."""
+    """‖v‖ at the position `anchor`, over its mean over all positions of the sequence: values (..., B, H, T, D),
+    averaged over sequences to (..., H). Below 0.2 attending there is a way to do nothing, near 1 it is not (arXiv
+    2606.08105)."""
     norms = values.norm(dim=-1)
     return (norms[..., anchor] / (norms.mean(-1) + EPSILON)).mean(-2)
 
@@ -133,9 +132,9 @@ def order_kept(rows: Tensor) -> Tensor:
     return (greater == greater[-1]).float().flatten(1).mean(1)
 
 
-def collect(metric: Callable[[Tensor], dict[str, Tensor]], layers: list[Tensor]) -> list[dict[str, float]]:
-    """`metric` of each layer's weights (S, B, H, Q, K), for each member named {layer}_{head}_{name}."""
-    results = [metric(weights) for weights in layers]
+def collect(metric: Callable[[Any], dict[str, Tensor]], layers: list[Any]) -> list[dict[str, float]]:
+    """`metric` of each layer, its weights (S, B, H, Q, K) say, for each member named {layer}_{head}_{name}."""
+    results = [metric(layer) for layer in layers]
     keys = [
         f"{layer}_{head}_{name}"
         for name in results[0]

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from src.model.attention import masked, softmax
+from src.model.attention import AttentionType, dot, masked, softmax
 
 CLIP = 0.03  # how far clipped softmax stretches below 0
 
@@ -145,3 +145,53 @@ def ssmax(scores: Tensor, mask: Tensor | None, scale: Tensor) -> Tensor:
 def ssmax_start(longest: int) -> float:
     """1 / log(longest row), with which ssmax is softmax there."""
     return 1 / math.log(max(longest, 2))
+
+
+def _made(group: str, label: str, colour: str, formula: str, normalise=softmax, **more) -> AttentionType:
+    return AttentionType(
+        label=label, formula=formula, kernel=dot, normalise=normalise, group=group, colour=colour, **more
+    )
+
+
+# Those of a group are shades of one colour.
+MITIGATIONS = {
+    "softmax1": _made("outlet", "softmax1", "#08306B", "exp(z) / (1 + Σ exp(z))", softmax1),
+    "softmax_sink": _made(
+        "outlet",
+        "softmax, sink",
+        "#2171B5",
+        "exp(z) / (exp(b) + Σ exp(z))",
+        softmax_sink,
+        numbers={"sink": lambda _: 0},
+    ),
+    # key_bias is `softmax_sink` with a score that depends on the query (Gu et al., arXiv 2410.10781); with a value of
+    # its own, the extra key is kv_bias (Sun et al., arXiv 2402.17762).
+    "key_bias": _made("outlet", "key bias", "#6BAED6", "softmax over one more key k*, of value 0", extra_key="key"),
+    "kv_bias": _made(
+        "outlet",
+        "key and value bias",
+        "#9ECAE1",
+        "softmax over one more key k*, of value v*",
+        extra_key="key and value",
+    ),
+    "entmax15": _made("sparse", "entmax 1.5", "#00441B", "[z / 2 − τ]₊², τ so that Σ = 1", entmax15),
+    "sparsemax": _made("sparse", "sparsemax", "#238B45", "[z − τ]₊, τ so that Σ = 1", sparsemax),
+    "softpick": _made("sparse", "softpick", "#41AB5D", "relu(exp(z) − 1) / Σ |exp(z) − 1|", softpick),
+    "softmax_clipped": _made(
+        "sparse", "softmax, clipped", "#74C476", "clip((1 − γ) softmax(z) + γ, 0, 1), γ < 0", softmax_clipped
+    ),
+    "relu_mean": _made("sparse", "relu, mean", "#A1D99B", "relu(z) / number of keys", relu_mean),
+    # Gates (Qiu et al., arXiv 2505.06708; Bondarenko et al., arXiv 2306.12929; of values, Bu et al., arXiv 2510.09017):
+    # the weights are softmax's.
+    "gated_head": _made(
+        "gate", "head gate", "#4A1486", "softmax(z); the head's output times sigmoid(w·x + b)", output_gate="head"
+    ),
+    "gated_element": _made(
+        "gate", "element gate", "#807DBA", "softmax(z); the output times sigmoid(W x + b)", output_gate="element"
+    ),
+    "value_gated": _made(
+        "gate", "value gate", "#BCBDDC", "softmax(z); each value v times sigmoid(w·v + b)", value_gate=True
+    ),
+    "ssmax": _made("scale", "ssmax", "#8C2D04", "softmax(s log(n) z), n keys", ssmax, numbers={"scale": ssmax_start}),
+    "sigmoid_bias": _made("scale", "sigmoid, bias", "#EC7014", "sigmoid(z − log n), n keys", sigmoid_bias),
+}
