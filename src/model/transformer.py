@@ -83,10 +83,18 @@ def prefix_ids(tokens: Tensor) -> Tensor:
     return torch.stack(columns, dim=-1).view(S, B, T)
 
 
+def take(x: Tensor, places: Tensor) -> Tensor:
+    """The rows of x (N, ...) at `places`: x itself, which costs nothing, where those are all its rows in order. On a
+    GPU that is not asked: the host would wait."""
+    if len(places) == len(x) and not x.is_cuda and bool((places[1:] > places[:-1]).all()):
+        return x
+    return x.index_select(0, places)
+
+
 def gather(layer: Callable[[Tensor], Tensor], x: Tensor, index: Tensor) -> Tensor:
     """`layer` of the rows of x (S · N, C) that stand at `index` (S · B, T): (S · B, T, C'), each computed once."""
     places = index.flatten()
-    rows = layer(x).index_select(0, places) if len(x) <= len(places) else layer(x.index_select(0, places))
+    rows = take(layer(x), places) if len(x) <= len(places) else layer(take(x, places))
     return rows.view(*index.shape, -1)
 
 
@@ -151,14 +159,14 @@ class Attention(nn.Module):
         few_rows = self.num_heads * q.shape[1] * len(x) <= S * T * x.shape[1]
         attend = self.attend_to_rows if few_rows and self.type.whole is None else self.attend_to_places
         mixed, weights = attend(q, x, index, mask)
-        mixed = mixed.index_select(0, wanted)
+        mixed = take(mixed, wanted)
         if self.output_gate is not None:
             mixed = mixed * self.gates(x, index, read, wanted)
         return self.output(mixed), weights
 
     def gates(self, x: Tensor, index: Tensor, read: slice, wanted: Tensor) -> Tensor:
         """What each head's output is multiplied by, of the inputs at the wanted places: (S · M, C)."""
-        inputs = x.index_select(0, index[:, read].flatten().index_select(0, wanted))
+        inputs = take(x, take(index[:, read].flatten(), wanted))
         gates = torch.sigmoid(self.output_gate(inputs))
         return gates.repeat_interleave(x.shape[1] // gates.shape[1], dim=1)
 
@@ -266,7 +274,7 @@ class Block(nn.Module):
         mixed, weights = self.attention(self.attention_norm(x), index, read, wanted, mask)
         if not self.use_residual:
             return (mixed if self.mlp is None else self.mlp(mixed)), weights
-        x = x.index_select(0, index[:, read].flatten().index_select(0, wanted)) + mixed
+        x = take(x, take(index[:, read].flatten(), wanted)) + mixed
         return (x if self.mlp is None else x + self.mlp(x)), weights
 
     def show(self, x: Tensor, index: Tensor, after: Tensor, next_index: Tensor) -> Shown:
