@@ -33,7 +33,8 @@ OTHER = {
     "task": "classification", "seed": 1, "attention_type": "linear", "lr": 0.5, "num_epochs": 1, "batch_size": 1,
     "embed_dim": 64, "num_layers": 1, "num_heads": 1, "use_mlp": False, "use_layernorm": False,
     "positional_type": "no", "vocab_size": 60, "seq_length": 9, "num_train": 1, "num_eval": 1,
-    "aux_loss_weight": 0.0, "shift_query_token": False, "precision": "bf16",
+    "aux_loss_weight": 0.0, "shift_query_token": False, "precision": "bf16", "optimizer": "sgd", "weight_decay": 0.0,
+    "beta2": 0.95, "use_residual": False,
 }  # fmt: skip
 
 
@@ -43,9 +44,10 @@ def test_the_hash_depends_on_every_field(name):
 
 
 def test_no_field_is_forgotten_here():
-    assert OTHER.keys() | {"num_labels", "source"} == FIELDS.keys()
+    assert OTHER.keys() | {"num_labels", "use_bos", "source"} == FIELDS.keys()
     task = {"task": "classification"}
     assert RunConfig(**task, num_labels=2).hash != RunConfig(**task).hash
+    assert RunConfig(task="trigger", use_bos=False).hash != RunConfig(task="trigger").hash
 
 
 @given(

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from src.config import FIELDS
+from src.config import DEFAULTS, FIELDS
 from src.runs import HISTORY, LogError
 
 SOLVED = 0.95  # accuracy above which a run is said to solve its task
@@ -43,7 +43,7 @@ def commonest(runs: pd.DataFrame, name: str) -> Any:
     """The value of a field that most runs have; where several are as common, the default of RunConfig if it is one."""
     counts = runs[name].value_counts()
     most = list(counts.index[counts == counts.max()])
-    default = FIELDS[name].default
+    default = DEFAULTS[name]
     return default if default in most else min(most)
 
 
