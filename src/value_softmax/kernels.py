@@ -477,6 +477,7 @@ class Normalisation(NamedTuple):
     parameters: int = 0  # how many of the map's own stand behind the scores
     option: float = 0.0  # the constant it takes, where none is given
     allowed: tuple[float, float] = (0.0, 0.0)  # the constant's least and largest value
+    smooth: float = math.inf  # the constant up to which its derivative has no jump
     slides: bool = False  # scores come to rest on a kink, where no derivative holds them: it has no flow
 
 
@@ -485,14 +486,16 @@ TABLE = {
     "Sum": Normalisation(quotient(identity), quotient_pull_back),
     "L2": Normalisation(quotient(squared), quotient_pull_back),
     "Softmax": Normalisation(softmax_weights, simplex_pull_back),
-    "ReLU": Normalisation(quotient(relu), quotient_pull_back),
+    "ReLU": Normalisation(quotient(relu), quotient_pull_back, smooth=-1.0),
     "Sigmoid": Normalisation(sigmoid_weights, separate_pull_back),
     "softmax1": Normalisation(softmax1_weights, simplex_pull_back),
     "softmax_sink": Normalisation(softmax_sink_weights, simplex_pull_back, parameters=1),
-    "entmax": Normalisation(entmax_weights, simplex_pull_back, option=1.5, allowed=(1.0, 2.0)),
+    "entmax": Normalisation(entmax_weights, simplex_pull_back, option=1.5, allowed=(1.0, 2.0), smooth=1.5),
     "softpick": Normalisation(softpick_weights, softpick_pull_back, slides=True),
-    "relu_mean": Normalisation(relu_mean_weights, separate_pull_back),
-    "softmax_clipped": Normalisation(clipped_weights, clipped_pull_back, option=-0.03, allowed=(-1.0, 0.0)),
+    "relu_mean": Normalisation(relu_mean_weights, separate_pull_back, smooth=-1.0),
+    "softmax_clipped": Normalisation(
+        clipped_weights, clipped_pull_back, option=-0.03, allowed=(-1.0, 0.0), smooth=-2.0
+    ),
     "ssmax": Normalisation(ssmax_weights, ssmax_pull_back, parameters=1),
 }
 NORMALISATIONS = tuple(TABLE)
