@@ -1,4 +1,4 @@
-"""The compiled core: normalisations, losses, gradients and the descent loop (numba, cached on disk).
+"""The compiled core: normalisations, losses, gradients and the descent loop (numba, cached on disk where it can be).
 
 A step runs in scalar loops over arrays that exist already, so that one of ten coordinates takes 100 to
 600 ns. The loss and the normalisation are picked by number inside the loop: a well-predicted branch costs
@@ -24,9 +24,19 @@ SGD, MOMENTUM, SIGN, ADAM, ADAMW = range(5)
 EPSILON = 1e-10  # in the denominators of L1, Sum, L2 and ReLU, whose sums can vanish
 SOFTPICK_EPSILON = 1e-8  # in softpick's, as published
 
+
+def has_cache() -> bool:
+    """Whether numba finds a folder for what it compiles; there is none in a read-only checkout without a home."""
+    try:
+        njit(cache=True)(has_cache)
+    except RuntimeError:
+        return False
+    return True
+
+
 # Nothing here allocates, so numba need not count references (`_nrt`): counting took three quarters of a step.
 INLINED = {"error_model": "numpy", "forceinline": True, "_nrt": False}
-OPTIONS = INLINED | {"cache": True}
+OPTIONS = INLINED | {"cache": has_cache()}
 compiled = njit(**OPTIONS)
 part = njit(**INLINED)  # made by another function, so that a cache on disk would not find it again
 
