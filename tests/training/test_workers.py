@@ -236,11 +236,11 @@ class Broken(Observer):
 
 def test_a_run_that_fails_says_why_and_is_tried_again_next_time(tmp_path):
     config, log = tiny(), RunLog(tmp_path / "runs.db")
-    began = time.time()
+    began = log.attempts()
     assert execute([config], log, "cpu", [[Broken()]]) == ["failed"]
     assert load_runs(log.path)["error"][0].strip().endswith("RuntimeError: something broke")
     assert log.states(settled_since=began)
-    assert not log.states(settled_since=time.time())
+    assert not log.states(settled_since=log.attempts())
     assert execute([config], log, "cpu") == ["finished"]
     assert load_runs(log.path)["error"].tolist() == [None]
 
