@@ -13,7 +13,7 @@ import yaml
 from tiny import SIZES, TASKS, tiny
 
 from src.runs import LogError, RunLog, load_runs
-from src.training import workers
+from src.training import processes, workers
 from src.training.loop import Observer, train
 from src.training.workers import Job, WorkersError, execute, run_job
 
@@ -181,7 +181,13 @@ def test_a_member_that_kills_its_workers_fails_alone(tmp_path):
     assert log.states() == {deadly.hash: "failed"} | {config.hash: "finished" for config in fine}
 
 
-def test_workers_that_cannot_begin_end_the_job(tmp_path, capfd, monkeypatch):
+@pytest.fixture
+def spawned(monkeypatch):
+    """Workers start as on macOS and with a GPU: by themselves, here with the stderr that `capfd` reads."""
+    monkeypatch.setattr(processes, "forks", lambda device: False)
+
+
+def test_workers_that_cannot_begin_end_the_job(tmp_path, capfd, monkeypatch, spawned):
     """Here: a trial of what fits on a GPU that is not there."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(WorkersError, match="4 workers died before they could train; their errors say why"):
@@ -245,7 +251,7 @@ def test_a_run_that_fails_says_why_and_is_tried_again_next_time(tmp_path):
     assert load_runs(log.path)["error"].tolist() == [None]
 
 
-def test_a_log_that_workers_cannot_use_ends_the_job(tmp_path, capfd):
+def test_a_log_that_workers_cannot_use_ends_the_job(tmp_path, capfd, spawned):
     """Here: from a moment on no transaction is allowed to grow the file, as on a full disk."""
     job = Job([[tiny(seed=seed, num_epochs=3)] for seed in range(400)], tmp_path / "runs.db")
     with RunLog(job.log).db as db:
