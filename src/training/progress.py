@@ -13,6 +13,8 @@ from src.training.loop import Observer, num_steps
 
 def watched() -> bool:
     """Whether somebody looks at stderr as it is written: in a terminal, or in a notebook."""
+    if sys.stderr is None:  # closed
+        return False
     return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
 
 
