@@ -4,7 +4,6 @@ import functools
 import re
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from src.analysis import figures, scores
 from src.analysis.selection import finished, settled, task_class, varying
 from src.config import RunConfig
 from src.extensions import short_name
-from src.runs import LogError
 
 MOST_ROWS = 60  # of a closing table, and
 MOST_PANELS = 12  # of a picture: beyond, nobody reads them
@@ -61,11 +59,7 @@ def of_sweep(runs: pd.DataFrame) -> str:
 def of_task(title: str, runs: pd.DataFrame) -> str:
     """The table of one task's runs under its title."""
     task = task_class(runs["task"].iloc[0])
-    with suppress(LogError):
-        runs = runs.assign(accuracy=scores.accuracies(runs, task.accuracy))
-    for name, score in task.scores.items():
-        with suppress(LogError):  # runs that lack what it is of: a second layer
-            runs = runs.assign(**{name: scores.measure(runs, score, task.solved)})
+    runs = scores.scored(runs, task)
     apart = [name for name in varying(runs) if name != "seed"]
     groups = runs.groupby([*apart, "attention_type"], sort=False, dropna=False)
     measured = [name for name in ("accuracy", *task.scores, "seconds") if name in runs]

@@ -9,7 +9,7 @@ from scipy.stats import t
 
 from src.analysis.selection import finished, require_columns, settled
 from src.runs import HISTORY, LogError
-from src.tasks import HeadScore, Solved
+from src.tasks import HeadScore, Solved, Task
 from src.tasks.base import mean_clipped, share_above
 from src.tasks.classification import Classification
 from src.tasks.induction import SINK, Induction
@@ -54,6 +54,19 @@ def solving(runs: pd.DataFrame, solved: Solved) -> pd.Series:
     """Which runs solve their task."""
     require_columns(runs, [solved.metric])
     return pd.Series(solved.of(runs[solved.metric].to_numpy(dtype=float)), index=runs.index)
+
+
+def scored(runs: pd.DataFrame, task: type[Task]) -> pd.DataFrame:
+    """The runs of a task with their accuracy and the task's scores as columns; NaN where a run has none."""
+    runs = settled(runs)
+    for name in ("accuracy", *task.scores):
+        try:
+            score = task.scores.get(name)
+            found = measure(runs, score, task.solved) if score else accuracies(runs, task.accuracy)
+        except LogError:  # runs that lack what it is of: a second layer, say
+            found = np.nan
+        runs = runs.assign(**{name: found})
+    return runs
 
 
 def sink_shares(
