@@ -127,8 +127,8 @@ def shares_by_setting(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, s
     task; how many runs were trained of each; and at which learning rate and number of heads: the commonest."""
     group = alike(select(runs, task="induction"), *INDUCTION_SETTING)
     require_runs(group, "of induction to measure this by")
-    group = group.assign(share=scores.sink_shares(group))
-    table = group.groupby([*INDUCTION_SETTING, "attention_type"])["share"]
+    shares = group[[*INDUCTION_SETTING, "attention_type"]].assign(share=scores.sink_shares(group))
+    table = shares.groupby([*INDUCTION_SETTING, "attention_type"])["share"]
     at = f"lr {group['lr'].iloc[0]:g}, {group['num_heads'].iloc[0]} heads"
     return table.mean().unstack(), table.size().unstack(fill_value=0), at
 
@@ -153,8 +153,8 @@ def settings_table(runs: pd.DataFrame) -> str:
         cells = [" / ".join(filter(None, (cell(key, name) for name in names))) for names in kernels.values()]
         rows.append([panel_title(INDUCTION_SETTING, key, Induction), *cells])
     counts = trained.to_numpy()[trained.to_numpy() > 0]
-    seeds = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-    return markdown([f"{where}; {seeds} seeds each", *(label for _, label in kernels)], rows)
+    seeds = f"{counts.min()} to {counts.max()} seeds" if counts.max() > 1 else "1 seed"
+    return markdown([f"{where}; {seeds} each", *(label for _, label in kernels)], rows)
 
 
 def effects_by_setting(runs: pd.DataFrame) -> str:

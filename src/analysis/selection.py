@@ -43,10 +43,11 @@ def _plain(column: pd.Series) -> pd.Series:
 
 
 def _repeated(runs: pd.DataFrame) -> pd.Series:
-    """Which rows are of a run that another row has: a finished one before all others, else the first."""
+    """Which rows are of a run that another row has: one that ended before all others, else the first."""
     fields = runs[[name for name in FIELDS if name in runs]]
-    in_order = fields.iloc[np.argsort(~finished(runs).to_numpy(), kind="stable")]
-    return in_order.duplicated().reindex(runs.index)
+    states = runs["state"] if "state" in runs else pd.Series(ENDED[0], index=runs.index)
+    rank = states.map({state: place for place, state in enumerate(ENDED)}).fillna(len(ENDED))
+    return fields.iloc[np.argsort(rank.to_numpy(), kind="stable")].duplicated().reindex(runs.index)
 
 
 def finished(runs: pd.DataFrame) -> pd.Series:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from src import metrics
-from src.analysis.figures.style import FOLDER, PAGE, STYLE, written_whole
+from src.analysis.figures.style import FOLDER, IN_STYLE, PAGE, written_whole
 
 DOTS_PER_INCH = 140
 SECONDS, LAST = 0.09, 2.5  # for which a frame is shown, and the last one
@@ -101,7 +101,7 @@ def save_gif(movie: Movie, name: str, folder: Path | str | None = None) -> Path:
     """Write a moving picture as `name`.gif into `folder` (made if missing; by default FOLDER); its path."""
     path = Path(folder or FOLDER) / f"{name}.gif"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with plt.rc_context(STYLE):
+    with plt.style.context(IN_STYLE):
         first, *others = [frame(movie, i).quantize(COLOURS) for i in range(movie.frames)]
     durations = [1000 * SECONDS] * (movie.frames - 1) + [1000 * LAST]
     with written_whole(path) as unfinished:

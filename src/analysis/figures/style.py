@@ -11,9 +11,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib import rcParamsDefault
 from matplotlib.figure import Figure
-from matplotlib.style import core
 
 from src.analysis.selection import in_words, setting_in_words, settled, what_varies
 from src.model.attention import PAPER
@@ -25,7 +23,7 @@ COLUMN, PAGE = 3.25, 6.75  # widths in inches: one column of the paper, and both
 FOLDER = ROOT / "visualizations" / "fig"  # the committed figures
 OWN_FOLDER = ROOT / "logs" / "figures"  # of one's own runs
 
-STYLE = {name: value for name, value in rcParamsDefault.items() if name not in core.STYLE_BLACKLIST} | {
+STYLE = {
     "font.family": "serif",
     "font.size": 8,
     "mathtext.fontset": "cm",  # the look of LaTeX without needing it
@@ -45,7 +43,8 @@ STYLE = {name: value for name, value in rcParamsDefault.items() if name not in c
     "savefig.dpi": 300,
     "pdf.fonttype": 42,  # text stays text
 }
-plt.rcParams.update(STYLE)  # all of it, whatever a matplotlibrc says: text.usetex, say, needs LaTeX
+IN_STYLE = ["default", STYLE]  # nothing is left of a user's matplotlibrc: its text.usetex, say, needs LaTeX
+plt.style.use(IN_STYLE)
 
 
 def folder_for(source: Path | str) -> Path:
@@ -64,7 +63,7 @@ def save(figure: Figure, name: str, folder: Path | str | None = None) -> list[Pa
     for path in paths:
         # no date in the PDF: the same figure is the same file
         about = {"CreationDate": None} if path.suffix == ".pdf" else None
-        with written_whole(path) as unfinished, plt.rc_context(STYLE):
+        with written_whole(path) as unfinished, plt.style.context(IN_STYLE):
             figure.savefig(unfinished, format=path.suffix[1:], metadata=about)
     return paths
 
@@ -185,9 +184,11 @@ def title(figure: Figure, runs: pd.DataFrame, besides: Sequence[str] = (), what:
 
 
 def add_note(figure: Figure, note: str, runs: pd.DataFrame, besides: Sequence[str] = ()) -> None:
-    """A line below the figure: the note, in what the runs differ, and what may be misread."""
+    """A line below the figure: the note, in what the runs differ (apart from `besides`, which has panels of its own),
+    and what may be misread."""
     pooled = what_varies(settled(runs).drop(columns=list(besides), errors="ignore"))
-    parts = [note] + ([f"Pooled: {pooled}"] if pooled else [])
+    how = "In all" if besides else "Pooled"  # for not every panel need have runs of each
+    parts = [note] + ([f"{how}: {pooled}"] if pooled else [])
     if {"raw_dotproduct_norm", "raw_dotproduct_unnorm"} & set(runs["attention_type"]):
         parts.append("“linear” is raw_dotproduct_… in configs, “elu · elu” is linear_…")
     figure.supxlabel(balanced(". ".join(parts), int(21 * figure.get_figwidth())), fontsize=6, color="dimgrey")
