@@ -29,7 +29,7 @@ def settled(runs: pd.DataFrame) -> pd.DataFrame:
         runs = runs.assign(**{name: _plain(runs[name]) for name in special})
     if not runs.index.is_unique:
         runs = runs.reset_index(drop=True)
-    if set(runs.columns) >= IN_EVERY_HASH:
+    if set(runs.columns) >= set(IN_EVERY_HASH):
         runs = runs[~_repeated(runs)]
     unfinished = ~finished(runs)
     results = [name for name in runs if name not in FIELDS and name not in ABOUT]
