@@ -148,7 +148,9 @@ class Observed:
         layer, now = self.layer_of[module], self.current
         weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
         if layer not in now.shown and is_square(weights, now.shape):
-            require(now.masked is None, f"{self.kind} computes attention in a way of its own: keys can't be masked here")
+            require(
+                now.masked is None, f"{self.kind} computes attention in a way of its own: keys can't be masked here"
+            )
             now.shown.add(layer)
             now.on_attention(layer, Heads(weights), None)
 
@@ -204,9 +206,7 @@ class Observed:
 
             return hook
 
-        handles = [
-            layer.register_forward_pre_hook(before(i), with_kwargs=True) for i, layer in enumerate(self.layers)
-        ]
+        handles = [layer.register_forward_pre_hook(before(i), with_kwargs=True) for i, layer in enumerate(self.layers)]
         try:
             output = self.run(ids, torch.ones_like(ids), on_attention, on_hidden)
         finally:
