@@ -22,13 +22,14 @@ from src.model.transformer import MAX_POSITIONS
 from src.optimizers import OPTIMIZERS, USE_BETA2
 from src.tasks import USUAL, find_task
 
-# The fields that RunConfig had when logs began: every run's hash has them. Never to be changed.
+# The fields that RunConfig had when logs began, in their order: every run's hash has them, and every log names
+# them as its schema. Never to be changed.
 # fmt: off
-IN_EVERY_HASH = frozenset((
+IN_EVERY_HASH = (
     "task", "seed", "attention_type", "lr", "num_epochs", "batch_size", "embed_dim",
     "num_layers", "num_heads", "use_mlp", "use_layernorm", "positional_type", "vocab_size", "seq_length",
     "num_train", "num_eval", "aux_loss_weight", "shift_query_token", "num_labels", "precision",
-))
+)
 # fmt: on
 
 STACKABLE = ("seed", "lr", "aux_loss_weight")  # fields in which runs that train as one stack may differ

@@ -23,6 +23,19 @@ def test_the_defaults_are_the_papers():
         assert config.use_layernorm
 
 
+def test_a_task_sets_defaults_that_others_have_too_and_what_is_given_wins():
+    trigger = RunConfig(task="trigger")
+    assert (trigger.num_layers, trigger.use_mlp, trigger.lr) == (1, False, 3e-3)
+    given = RunConfig(task="trigger", num_layers=2, use_mlp=True, lr=1e-3)
+    assert (given.num_layers, given.use_mlp, given.lr) == (2, True, 1e-3)
+
+
+def test_runs_before_a_field_was_there_keep_their_identity():
+    """Logged when there was no optimizer, weight_decay, beta2, use_residual and use_bos."""
+    assert RunConfig().hash == "3d8a295703f04a17"
+    assert RunConfig(task="classification").hash == "220d7ffc895a3ee6"
+
+
 def test_a_default_that_is_spelled_out_is_the_same_run():
     assert RunConfig(positional_type="concat", vocab_size=50, num_labels=None) == RunConfig()
     assert RunConfig(lr=1, num_heads=4.0) == RunConfig(lr=1.0)
@@ -97,6 +110,17 @@ def test_a_config_cannot_change():
         ({"task": "classification", "vocab_size": 42}, "vocab_size=42 must be 1 more than a multiple of num_labels=4"),
         ({"task": "classification", "seq_length": 12}, "seq_length=12 must be from 3 to 11"),
         ({"task": "classification", "num_labels": 1}, "num_labels=1 must be at least 2"),
+        ({"use_bos": True}, "use_bos=True has no meaning for task=induction; leave it out"),
+        ({"task": "trigger", "vocab_size": 9}, "vocab_size=9 has no meaning for task=trigger; leave it out"),
+        ({"task": "trigger", "seq_length": 3}, "seq_length=3 must be at least 4 for task=trigger"),
+        ({"task": "backcopy", "seq_length": 3}, "seq_length=3 must be at least 4 for task=backcopy"),
+        ({"optimizer": "adamv"}, "optimizer=adamv is not allowed; choose one of adamw, sgd.*did you mean adamw?"),
+        ({"optimizer": 3}, "optimizer=3 must be a name"),
+        ({"optimizer": "muon", "lr": 1}, "lr=1.0 must be above 0 and below 1 for optimizer=muon"),
+        ({"optimizer": "muon", "lr": 0}, "lr=0.0 must be a positive number"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1 must be a number of at least 0"),
+        ({"beta2": 1}, "beta2=1.0 must be at least 0 and below 1"),
+        ({"optimizer": "sgd", "beta2": 0.95}, "beta2=0.95 has no meaning for optimizer=sgd; leave it out"),
         ({"precision": "fp16"}, "precision=fp16 is not allowed; choose one of float32, tf32, bf16"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

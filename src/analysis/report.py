@@ -1,16 +1,23 @@
 """What train.py says at the end: tables, and the pictures of a sweep."""
 
+import functools
 import re
-from contextlib import suppress
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
 
 from src.analysis import figures, scores
+from src.analysis.selection import finished, settled, task_class, varying
 from src.config import RunConfig
-from src.runs import LogError
-from src.tasks import TASKS
+from src.extensions import short_name
+
+MOST_ROWS = 60  # of a closing table, and
+MOST_PANELS = 12  # of a picture: beyond, nobody reads them
 
 
 def difference(config: RunConfig) -> str:
@@ -41,37 +48,51 @@ def of_run(config: RunConfig, row: dict[str, Any]) -> str:
     return "\n".join([*once, table])
 
 
-SCORES = {  # of each task's runs
-    "induction": {"sink_share": scores.sink_shares},
-    "classification": {"sparsity": scores.sparsity_scores, "flip_rate": scores.flip_rates},
-}
-
-
 def of_sweep(runs: pd.DataFrame) -> str:
-    """A row for each task and attention type: how many runs ended how, and the mean of what they measured."""
-    runs = runs.assign(accuracy=runs.reindex(columns=[task.accuracy for task in TASKS.values()]).max(axis=1))
-    for task, group in runs[runs["state"] == "finished"].groupby("task"):
-        for name, score in SCORES[task].items():
-            with suppress(LogError):  # runs that lack what it is of: a second layer
-                runs.loc[group.index, name] = score(group)
-    groups = runs.groupby(["task", "attention_type"], sort=False)
-    measured = ["accuracy", *(name for own in SCORES.values() for name in own), "seconds"]
-    table = groups[[name for name in measured if name in runs]].mean()
-    counts = groups["state"].value_counts().unstack(fill_value=0)
-    return counts.join(table.dropna(axis=1, how="all")).to_string(float_format="{:.3f}".format, na_rep="–")
+    """A table for each task, with a row for each attention type and each value of whatever else varies but seeds: how
+    many runs ended how, and the mean of what finished runs measured."""
+    runs = settled(runs)
+    tables = [of_task(short_name(name), group) for name, group in runs.groupby("task", sort=False)]
+    return "\n\n".join(tables)
+
+
+def of_task(title: str, runs: pd.DataFrame) -> str:
+    """The table of one task's runs under its title."""
+    task = task_class(runs["task"].iloc[0])
+    runs = scores.scored(runs, task)
+    apart = [name for name in varying(runs) if name != "seed"]
+    groups = runs.groupby([*apart, "attention_type"], sort=False, dropna=False)
+    measured = [name for name in ("accuracy", *task.scores, "seconds") if name in runs]
+    table = groups["state"].value_counts().unstack(fill_value=0).join(groups[measured].mean().dropna(axis=1, how="all"))
+    more = f"\n… and {len(table) - MOST_ROWS} rows more: load_runs has them all" if len(table) > MOST_ROWS else ""
+    text = table.head(MOST_ROWS).to_string(float_format="{:.3f}".format, na_rep="–")
+    return f"{title}: {len(runs)} runs\n{text}{more}"
 
 
 def save_figures(runs: pd.DataFrame, title: str, folder: Path | str | None = None) -> list[Path]:
-    """Save the pictures of a sweep, as far as its finished runs give any; the paths of the files."""
-    runs = runs[runs["state"] == "finished"]
-    folder = folder or figures.FOLDER
-    paths = []
-    for task, group in runs.groupby("task", sort=False):
-        bars = {"induction": figures.sink_proportions, "classification": figures.sparsity}[task]
-        kind = {"induction": "sink_share", "classification": "sparsity"}[task]
-        types = [name for name in figures.PUBLISHED_TYPES if name in set(group["attention_type"])]
-        curves = figures.training_curves(group, ("eval/loss", TASKS[task].accuracy, "attn_entropy"))
-        with suppress(LogError):
-            paths += figures.save(bars(group, types=types), f"{title}_{kind}", folder)
-        paths += figures.save(curves, f"{title}_{task}_training", folder)
+    """Save the pictures of a sweep, as far as its finished runs give any; the paths of the files. A picture that
+    fails is a sentence, and costs no other."""
+    runs, paths = settled(runs), []
+    for task, group in runs[finished(runs)].groupby("task", sort=False):
+        for kind, draw in pictures(task, group).items():
+            name = f"{title}_{short_name(task)}_{kind}"
+            try:
+                paths += figures.save(draw(), name, folder or figures.OWN_FOLDER)
+            except Exception as error:  # whatever it is, the runs are logged, and other pictures wait
+                reason = " ".join(str(error).split())
+                print(f"no picture {name}: {reason or type(error).__name__:.300}", file=sys.stderr)
+            plt.close("all")
     return paths
+
+
+def pictures(name: str, runs: pd.DataFrame) -> dict[str, Callable[[], Figure]]:
+    """What is drawn at the end of a sweep of a task: its first score, and its training; panels for what varies."""
+    task, by = task_class(name), [field for field in varying(runs) if field != "seed"]
+    num = len(runs[by].drop_duplicates()) if by else 1
+    by, num = (by, num) if num <= MOST_PANELS else ([], 1)  # pooled, as the note says
+    options = {"by": by, "columns": min(num, 1 if num < 2 else 2 if num < 5 else 3)}
+    drawn = {"training": functools.partial(figures.training_curves, runs, by=by if num <= 4 else [])}
+    for kind in [kind for kind, score in task.scores.items() if scores.has_columns(runs, score.columns)][:1]:
+        score = functools.partial(figures.score_bars, runs, task.scores[kind], task.solved, **options)
+        drawn = {kind: score} | drawn
+    return drawn

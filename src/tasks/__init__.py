@@ -11,7 +11,9 @@ from src.tasks.classification import Classification
 from src.tasks.induction import Induction
 from src.tasks.trigger import Trigger
 
-__all__ = ["TASKS", "USUAL", "HeadScore", "Solved", "Task", "find_task"]
+__all__ = [
+    "TASKS", "USUAL", "Backcopy", "Classification", "HeadScore", "Induction", "Solved", "Task", "Trigger", "find_task",
+]  # fmt: skip
 
 TASKS: dict[str, type[Task]] = {
     "induction": Induction,

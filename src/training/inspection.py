@@ -67,6 +67,24 @@ def token_names(ids: Tensor, vocab_size: int) -> list[str]:
     return ["BOS", *(f"{i}" if i < vocab_size else f"{i - vocab_size}?" for i in ids[1:].tolist())]
 
 
+class WeightsRecorder(Observer):
+    """Records the last layer's weights on fixed inputs (B, T) after every training step.
+
+    `weights` is then (steps, B, H, T, T).
+    """
+
+    def __init__(self, inputs: Tensor):
+        self.inputs, self._weights = inputs, []
+
+    @torch.no_grad()
+    def on_step(self, step: int, loss: Tensor, model: Transformer) -> None:
+        self._weights.append(model(self.inputs)[1][-1])
+
+    @property
+    def weights(self) -> Tensor:
+        return torch.stack(self._weights)
+
+
 class ClsRecorder(Observer):
     """Records the CLS row of the last layer for fixed inputs (B, T) after every training step.
 

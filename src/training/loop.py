@@ -33,7 +33,7 @@ class Observer:
 
 
 class DivergedError(Exception):
-    """The loss became infinite or not a number."""
+    """The loss, of training or of evaluation, became infinite or not a number."""
 
 
 def stream(config: RunConfig, purpose: str) -> Generator:
@@ -174,6 +174,8 @@ def train_stack(
     members.end_epoch(0, 0, [{}] * len(configs), evaluated)
     step = 0
     for epoch in range(1, config.num_epochs + 1):
+        if not members.running:
+            break
         total = torch.zeros(len(configs), device=device)
         order = torch.stack([torch.randperm(config.num_train, generator=order) for order in orders])[which[:, 0]]
         for batch in (which * config.num_train + order).to(device).split(config.batch_size, dim=1):
@@ -184,8 +186,6 @@ def train_stack(
         evaluated, weights = evaluate(model, task, *held_out)
         train_losses = (total / config.num_train).tolist()
         members.end_epoch(epoch, step, [{"train/loss": loss} for loss in train_losses], evaluated)
-        if not members.running:
-            break
     if members.running:
         generators = [stream(member, "label mixing") for member in configs]
         with torch.no_grad():
@@ -217,15 +217,15 @@ class Members:
                 observer.on_step(step, losses[i], model)
 
     def end_epoch(self, epoch: int, step: int, trained: list[dict[str, float]], evaluated: list[dict[str, float]]):
-        """Tell observers, and end the runs whose loss is not finite."""
+        """Tell observers, and end the runs whose loss, in training or evaluation, is not finite."""
         for i in list(self.running):
             self.results[i] = {"epoch": epoch, "step": step} | trained[i] | evaluated[i]
             for observer in self.observers[i]:
                 observer.on_epoch(epoch, self.results[i])
-            loss = trained[i].get("train/loss", 0.0)
-            if not math.isfinite(loss):
-                self.outcomes[i] = DivergedError(f"the loss of epoch {epoch} is {loss}")
-                self._end(i, "diverged", self.results[i], str(self.outcomes[i]))
+            for loss in (trained[i].get("train/loss", 0.0), evaluated[i]["eval/loss"]):
+                if not math.isfinite(loss) and i in self.running:
+                    self.outcomes[i] = DivergedError(f"the loss of epoch {epoch} is {loss}")
+                    self._end(i, "diverged", self.results[i], str(self.outcomes[i]))
 
     def finish(self, final: list[dict[str, float]]) -> None:
         for i in list(self.running):

@@ -15,18 +15,20 @@ NURSERY = "src.training.nursery"
 
 
 def start(target: Callable[..., None], *args: Any, device: str) -> BaseProcess:
-    """A process that calls `target` with these arguments, and dies with this process.
-
-    On Linux it is forked from a server that has imported torch once for all of them. On a GPU, and on macOS, where
-    libraries do not survive a fork, each imports torch itself.
-    """
+    """A process that calls `target` with these arguments, and dies with this process."""
     life = {"target": _live, "args": (target, args, dict(os.environ)), "daemon": True}
-    if sys.platform == "linux" and device == "cpu":
+    if forks(device):
         with contextlib.suppress(OSError, EOFError):  # the server was killed meanwhile
             return _forked(life)
     process = multiprocessing.get_context("spawn").Process(**life)
     process.start()
     return process
+
+
+def forks(device: str) -> bool:
+    """Whether processes are forked from a server that has imported torch once for all of them. On a GPU, and on macOS,
+    where libraries do not survive a fork, each imports torch itself."""
+    return sys.platform == "linux" and device == "cpu"
 
 
 def _forked(life: dict[str, Any]) -> BaseProcess:

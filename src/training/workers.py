@@ -7,7 +7,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -112,7 +112,11 @@ class Job:
     device: str = "cpu"
     wandb_mode: str | None = None  # None: W&B is left alone
     fit: bool = False  # whether the stacks are to be cut to what the GPU's memory holds
-    began: float = field(default_factory=time.time)
+    began: int | None = None  # how many attempts at runs the log had then: what failed before is tried again
+
+    def __post_init__(self):
+        if self.began is None:
+            object.__setattr__(self, "began", RunLog(self.log).attempts())
 
     @property
     def points(self) -> list[RunConfig]:

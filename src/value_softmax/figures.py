@@ -4,6 +4,7 @@ A coordinate has one colour in all panels. `src.analysis.figures` has the style,
 """
 
 import logging
+import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -43,7 +44,10 @@ def evolution(trajectory: Trajectory) -> Figure:
 
 
 def comparison(trajectories: dict[str, Trajectory]) -> Figure:
-    """Weights α(a) under each of six normalisations, by name, and their losses in one panel."""
+    """Weights α(a) under each of six normalisations, by name, and their losses in one panel.
+
+    Weights that stay between 0 and 1 share one y-axis; those of a sum of either sign may not, and have their own.
+    """
     names = list(trajectories)
     figure, axes = plt.subplot_mosaic([[*names[:3], "loss"], [*names[3:], "loss"]], figsize=(PAGE, 3.1))
     widths = np.linspace(3, 0.8, len(names))  # lines that coincide show as nested
@@ -56,6 +60,10 @@ def comparison(trajectories: dict[str, Trajectory]) -> Figure:
     for name in names[:3]:
         axes[name].sharex(axes[names[3]])
         axes[name].tick_params(labelbottom=False)
+    shares = [name for name in names if trajectories[name].s.min() >= 0 and trajectories[name].s.max() <= 1]
+    top = max((trajectories[name].s.max() for name in shares), default=1)
+    for name in shares:
+        axes[name].set(ylim=(0, 1.05 * top))
     for name in names[3:]:
         axes[name].set(xlabel="step")
     for name in (names[0], names[3]):
@@ -190,7 +198,7 @@ def attention_sink(trajectories: dict[str, Trajectory]) -> Figure:
         for ax, weights in zip(line, trajectory.s, strict=True):
             image = ax.imshow(weights, vmin=0, vmax=1, cmap="viridis")
             ax.set(xticks=[], yticks=[])
-        line[0].set(ylabel=f"{name}\nquery")
+        line[0].set(ylabel=f"{textwrap.fill(name, 16)}\nquery")
     for top, bottom, t in zip(axes[0], axes[-1], trajectory.t, strict=True):
         top.set(title=f"$t = 10^{{{np.log10(t):.3g}}}$" if t else "$t = 0$")
         bottom.set(xlabel="key")

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from src.analysis import claims
+from src.analysis.scores import sink_shares
 from src.config import RunConfig
 from src.model.attention import PAPER
 from src.runs import COMMITTED, ROOT, load_runs
@@ -33,6 +34,37 @@ def test_an_interval_in_words(numbers, text):
     assert claims.interval(*numbers) == text
 
 
+def test_a_single_seed_is_said():
+    assert claims.interval(1, 1, 1, seeds=1) == "1.00 (1 seed)"
+    assert claims.sinks_by_type(induction_runs({"softmax": [0.95, 0.99], "sigmoid_unnorm": [0.1]})).endswith(
+        "softmax 1.00, sigmoid_unnorm 0.00 (1 seed)"
+    )
+
+
+@pytest.mark.parametrize("field", ["num_epochs", "embed_dim", "precision", "batch_size"])
+def test_runs_that_differ_in_more_than_seeds_are_not_pooled(field):
+    other = {"num_epochs": 3, "embed_dim": 64, "precision": "bf16", "batch_size": 32}[field]
+    runs = induction_runs({"softmax": [0.95, 0.99, 0.99], "sigmoid_unnorm": [0.1, 0.1, 0.1]})
+    some = induction_runs({"softmax": [0.1, 0.1], "sigmoid_unnorm": [0.1, 0.1]}).assign(**{field: other})
+    both = pd.concat([runs, some])
+    assert claims.sinks_by_type(both) == claims.sinks_by_type(runs)
+    assert f"{other} (6/4 runs)".split()[0] in claims.chosen(both)
+    assert "the main ones, 6" in claims.chosen(both)
+
+
+def test_the_same_run_twice_counts_once():
+    runs = induction_runs({"softmax": [0.95, 0.1], "sigmoid_unnorm": [0.1, 0.1]})
+    twice = pd.concat([runs, runs[:1], runs[:1]])
+    assert claims.sinks_by_type(twice) == claims.sinks_by_type(runs)
+    assert claims.learned(twice) == claims.learned(runs)
+
+
+def test_rates_are_shown_apart_and_pooled_with_equal_weights():
+    runs = induction_runs({"softmax": [0.95, 0.95, 0.95, 0.1]}).assign(lr=[1e-3, 1e-3, 1e-3, 1e-2])
+    row = claims.rates_table(runs).splitlines()[2]
+    assert row == "| softmax | 1.00 |  | 0.00 (1 seed) |  | 0.50 [0.00, 1.00] |  |"
+
+
 def test_sinks_are_counted_by_type():
     runs = induction_runs({"softmax": [0.95, 0.99], "sigmoid_unnorm": [0.95, 0.1]})
     assert claims.sinks_by_type(runs) == "share of heads: softmax 1.00, sigmoid_unnorm 0.50 [0.00, 1.00]"
@@ -42,22 +74,25 @@ def test_the_main_setting_is_taken_where_most_runs_are():
     runs = induction_runs({"softmax": [0.95, 0.1, 0.1]}).assign(lr=[1e-4, 2e-3, 2e-3])
     assert claims.induction_main(runs).index.tolist() == [1, 2]
     assert claims.induction_main(runs[:0]).empty
+    elsewhere = runs.assign(positional_type="no")
+    assert claims.induction_main(elsewhere).index.tolist() == [1, 2]  # of no run of the main setting, the commonest
 
 
 def test_runs_that_solve_the_task_are_counted_by_learning_rate():
     induction = induction_runs({"softmax": [0.9, 0.9], "uniform": [0.1]}).assign(lr=[0.1, 1e-3, 1e-3])
     induction.loc[0, "eval/acc_induction"] = 0.95
+    diverged = induction[:1].assign(seed=7, state="diverged")
     classification = pd.DataFrame([RunConfig(task="classification").to_dict() | {"state": "finished", "eval/acc": 1}])
-    assert claims.learned(pd.concat([induction, classification])) == (
-        "runs with accuracy above 0.95 (mean accuracy): induction with positions: lr 0.001 1 of 1 (1.00), "
-        "lr 0.1 0 of 1 (0.95); classification: lr 0.001 1 of 1 (1.00)"
+    assert claims.learned(pd.concat([induction, diverged, classification])) == (
+        "runs with accuracy above 0.95 (mean accuracy): induction with positions: lr 0.001 1 of 1 (1.00, 1 seed), "
+        "lr 0.1 0 of 2 (0.95, 1 seed, 1 diverged); classification: lr 0.001 1 of 1 (1.00, 1 seed)"
     )
 
 
 def test_the_effect_of_normalising_is_a_mean_over_pairs_of_a_seed():
     scores = {"sigmoid_norm": [0.95, 0.95, 0.1], "sigmoid_unnorm": [0.1, 0.1, 0.1, 0.95], "mlp_norm": [0.95]}
     runs = claims.induction_main(induction_runs(scores))
-    effects = claims.effects_of_normalising_in(runs, claims.scores.sink_shares(runs))
+    effects = claims.effects_of_normalising_in(runs, sink_shares(runs))
     assert effects == "sigmoid +0.67 [−0.77, +1.00]"  # seed 3 has no pair, mlp no other run
 
 
@@ -65,9 +100,10 @@ def test_settings_show_what_was_not_solved_and_what_was_not_run():
     one = induction_runs({"softmax": [0.95]})
     unsolved = one.assign(aux_loss_weight=0.0, **{"eval/acc_induction": 0.5})
     lines = claims.settings_table(pd.concat([one, unsolved], ignore_index=True)).replace("\N{NO-BREAK SPACE}", " ")
-    assert "| aux 0.2, shift, positions add | 1.00 |  |" in lines
-    assert "| aux 0, shift, positions add | – |  |" in lines
-    assert "| aux 0, no shift, positions add |  |  |" in lines
+    assert lines.startswith("| lr 0.001, 4 heads; 1 seed each | softmax |\n")
+    assert "| aux 0.2, shift, positions add | 1.00 |\n" in lines
+    assert "| aux 0, shift, positions add | – |\n" in lines
+    assert "| aux 0, no shift, positions add |  |\n" in lines
 
 
 def test_the_effect_of_normalising_in_every_setting():
@@ -80,7 +116,7 @@ def test_the_effect_of_normalising_in_every_setting():
             ({"aux_loss_weight": 0.0}, 0.1, 0.1),
         )
     ]
-    runs.append(runs[0].assign(seed=1, vocab_size=60))  # a second run in a setting is one more for its mean
+    runs.append(runs[0].assign(seed=1))  # a second run in a setting is one more for its mean
     runs = pd.concat(runs, ignore_index=True)
     assert claims.effects_by_setting(runs).endswith(
         "aux 0 higher in 0, equal in 1, lower in 0; aux 0.2 higher in 1, equal in 1, lower in 1"
@@ -105,18 +141,20 @@ def test_the_order_when_attention_is_half_polarized():
 
 
 def test_a_table_has_a_row_for_each_kernel_and_leaves_blank_what_was_not_run():
-    table = claims.sink_table(induction_runs({"softmax": [0.95], "mlp_unnorm": [0.1]})).splitlines()
-    assert [line.split(" | ")[0].strip("| ") for line in table[2:]] == [
-        *("softmax", "sigmoid", "elu · elu", "elu", "linear", "mlp")
+    runs = induction_runs({"mlp_norm": [0.1], "mlp_unnorm": [0.1], "softmax": [0.95]})
+    runs["attention_type"] = ["my.py:f", "mlp_unnorm", "softmax"]
+    table = claims.sink_table(runs)
+    assert table.replace(" (1 seed)", "").splitlines()[2:] == [
+        "| softmax | 1.00 |  | 1.00 |  |",
+        "| mlp |  | 0.00 |  | 0.00 |",
+        "| f | 0.00 |  | 0.00 |  |",
     ]
-    assert table[2] == "| softmax | 1.00 |  | 1.00 |  |"
-    assert table[-1] == "| mlp |  | 0.00 |  | 0.00 |"
 
 
 def test_entropy_is_compared_at_the_start_and_at_the_end():
     history = {"history/step": np.array([0, 10]), "history/1_0_attn_entropy": np.array([1.0, 0.25])}
     runs = induction_runs({"softmax": [0.95]}).assign(**{name: [values] for name, values in history.items()})
-    assert claims.entropy_fall(runs, "softmax", layer=1) == "1.00 → 0.25"
+    assert claims.entropy_fall(runs, "softmax", layer=1) == "1.00 → 0.25 (1 seed)"
 
 
 RESULTS = ROOT / "results" / "README.md"
@@ -127,7 +165,7 @@ def test_the_results_say_what_the_committed_runs_say():
     for claim, measure in claims.MEASURED.items():
         assert f"({claim})" in readme
         assert measure(runs) in readme
-    for table in (claims.sink_table, claims.settings_table, claims.sparsity_table):
+    for table in claims.TABLES.values():
         assert table(runs) in readme
 
 
@@ -169,7 +207,7 @@ def test_what_no_run_says_is_said(tmp_path, capsys):
     assert claims.main([str(tmp_path / "runs.parquet")]) == 0
     out = capsys.readouterr().out
     assert "(a) no run of softmax to measure this by" in out
-    assert "| sigmoid | 1.00 |" in out
+    assert "| sigmoid | 1.00 (1 seed) |" in out
 
 
 @pytest.mark.parametrize(("source", "words"), [("nowhere.parquet", "nowhere.parquet"), ("empty.parquet", "empty")])

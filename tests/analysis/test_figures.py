@@ -4,10 +4,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from src.analysis import figures, report
+from src.analysis.figures import animation
 from src.config import RunConfig
-from src.runs import LogError
+from src.model.registry import ATTENTION
+from src.runs import COMMITTED
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +45,14 @@ def crosses(axes) -> list[float]:
 
 
 def note(figure) -> str:
-    return figure.get_supxlabel().replace("\n", " ")
+    return figure.get_supxlabel().replace("\n", " ").replace("\N{NO-BREAK SPACE}", " ")
+
+
+def said(figure) -> str:
+    """The sentence of a figure that has nothing else."""
+    (text,) = figure.texts
+    assert not figure.axes
+    return text.get_text().replace("\n", " ")
 
 
 def test_bars_show_the_mean_and_a_cross_where_no_run_qualifies(induction):
@@ -55,20 +65,61 @@ def test_bars_show_the_mean_and_a_cross_where_no_run_qualifies(induction):
     assert len(axes.containers) == 2 + 1  # bars, and one interval: softmax has several seeds
 
 
-def test_the_published_figures_have_a_place_for_every_type(induction):
-    axes = figures.sink_proportions(induction).axes[0]
+def test_types_that_were_never_trained_are_blank(induction):
+    axes = figures.sink_proportions(induction, types=figures.PUBLISHED_TYPES).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        *("softmax", "sigmoid", "elu · elu", "elu", "linear", "mlp")
+    ]
     assert len(heights(axes)) == 2
-    assert len(crosses(axes)) == len(figures.PUBLISHED_TYPES) - 2 == 9
+    assert len(crosses(axes)) == len(axes.texts) - 2 == 1
+
+
+def test_figures_draw_the_types_of_the_table_beside_each_other(induction):
+    names = ["my.py:f", "softmax", "sigmoid_unnorm", "uniform", "other.py:f"]
+    figure = figures.sink_proportions(induction.assign(attention_type=names, **{"eval/acc_induction": 1.0}))
+    (axes,) = figure.axes
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels == ["softmax", "sigmoid", "my.py:f", "other.py:f"]  # two of one name by their files too
+    bars = [bar for container in axes.containers for bar in container if hasattr(bar, "get_height")]
+    middles = [bar.get_x() + bar.get_width() / 2 for bar in bars]
+    assert middles == pytest.approx(list(axes.get_xticks()))  # each alone under its name, so in the middle
+    assert {"the paper's", "own"} <= {text.get_text() for text in axes.texts}
+    assert len({bar.get_edgecolor() for bar in bars}) == 4
+
+
+def test_names_of_many_types_do_not_overlap():
+    names = [f"my.py:function_{i}" for i in range(20)]
+    runs = pd.DataFrame({"state": "finished", "attention_type": names, "seed": 0, "lr": 1.0, "eval/acc_induction": 0.5})
+    figure = figures.induction_accuracies(runs)
+    figure.canvas.draw()
+    labels = figure.axes[0].get_xticklabels()
+    spacing = np.diff([label.get_window_extent().x1 for label in labels]).min()
+    assert labels[0].get_rotation() > 0
+    assert spacing > labels[0].get_fontsize() * figure.dpi / 72
+    assert len(set(figures.looks(names))) == 20
 
 
 def test_the_rule_of_selection_is_an_argument_and_stands_below(induction):
     figure = figures.sink_proportions(induction, min_accuracy=0.9, lrs=[1e-3])
     assert heights(figure.axes[0])[2] == 1  # sigmoid, not normalised, now counts
     assert note(figure) == (
-        "Mean, 95% t interval over seeds, number of runs (of those trained); runs with accuracy > 0.9. "
-        "Pooled: seed 0/2; lr 0.001"
+        "Mean, 95% t interval over seeds; number of runs (of those trained); runs with accuracy > 0.9. Pooled: seed 0/2"
     )
-    assert "Pooled: seed 0–2, lr 0.001/0.01" in note(figures.induction_accuracies(induction))
+    assert "Pooled: seed 0–2, lr 0.001/0.01 (4/1 runs)" in note(figures.induction_accuracies(induction))
+    one = note(figures.induction_accuracies(induction[2:4]))
+    assert one == "Mean over runs of one seed; number of runs (of those trained)"
+
+
+def test_the_title_says_what_the_runs_have_in_common(induction):
+    title = figures.sink_proportions(induction.assign(lr=1e-3, num_layers=2, aux_loss_weight=0.0)).legends[0]
+    words = title.get_title().get_text().replace("\N{NO-BREAK SPACE}", " ").replace("\n", " ")
+    assert words == "Induction, 2 layers, aux 0, lr 0.001"
+
+
+def test_rates_that_weigh_the_same(induction):
+    figure = figures.sink_proportions(induction, equally=["lr"])
+    assert heights(figure.axes[0])[0] == pytest.approx((1 + 0.5) / 2)
+    assert "each combination of lr weighs the same" in note(figure)
 
 
 def test_a_panel_for_each_value(induction):
@@ -78,34 +129,32 @@ def test_a_panel_for_each_value(induction):
     assert "In all: seed 0–2" in note(figure)  # not in every panel
 
 
-def test_no_run_gives_crosses_and_a_warning(induction):
+def test_a_figure_says_what_the_table_cannot_show(induction):
     nobody = induction[induction["seed"] > 5]
-    with pytest.warns(UserWarning, match="no run for “share of heads with sink score > 0.9”"):
-        figure = figures.sink_proportions(nobody)
-    assert len(crosses(figure.axes[0])) == len(figures.PUBLISHED_TYPES)
-    with pytest.warns(UserWarning, match="no run for"):
-        figures.sink_proportions(nobody, by=["lr"], columns=3)
+    assert said(figures.sink_proportions(nobody)) == (
+        "Nothing to show: the table has no run to measure “share of heads with sink score > 0.9” by"
+    )
+    assert "no run to measure" in said(figures.sink_proportions(nobody, by=["lr"], columns=3))
+    assert "lacks vocab_size" in said(figures.sink_proportions(induction, by=["vocab_size"]))
+    assert "lacks 0_0_rel_attn_max" in said(figures.sparsity(induction))
+    assert "lacks num_layers, num_heads" in said(figures.flip_rate_by_size(induction))
+    assert "lacks mixing/0_0/avg" in said(figures.flip_rate_by_size(induction.assign(num_layers=1, num_heads=1)))
+    assert "no finished run has a history" in said(figures.polarization(induction.assign(num_layers=2)))
+    assert "no finished run has a history" in said(figures.training_curves(nobody))
+    assert "is empty" in said(figures.induction_accuracies(pd.DataFrame()))
 
 
-def test_lines_of_no_run_are_an_empty_figure_and_a_warning(induction):
-    nobody = induction.assign(num_layers=2, num_heads=4, **{"mixing/0_0/avg_top1_dominance_rate": 0.5})[:0]
-    with pytest.warns(UserWarning, match="no run for flip rates by size"):
-        assert not figures.flip_rate_by_size(nobody).axes[0].lines
-    without = induction.assign(num_layers=2, **{"history/step": None})
-    with pytest.warns(UserWarning, match="no run for polarization over training"):
-        assert not figures.polarization(without).axes[0].lines
+def test_a_diverged_run_was_trained_and_has_no_bar(induction):
+    (axes,) = figures.induction_accuracies(
+        induction.assign(state=["finished", "diverged", *["diverged"] * 2, "finished"])
+    ).axes
+    assert [text.get_text() for text in axes.texts] == ["2/3", "0/1", "0/1"]
+    assert len(crosses(axes)) == 2
 
 
 def test_the_note_is_of_the_runs_in_the_bars(induction):
     unsolved = induction.assign(**{"eval/acc_induction": np.where(induction["lr"] == 0.01, 0.2, 1.0)})
-    assert note(figures.sink_proportions(unsolved)).endswith("lr 0.001")
-
-
-def test_a_missing_column_is_named(induction):
-    with pytest.raises(LogError, match="lacks vocab_size"):
-        figures.sink_proportions(induction, by=["vocab_size"])
-    with pytest.raises(LogError, match="lacks 0_0_rel_attn_max"):
-        figures.sparsity(induction)
+    assert note(figures.sink_proportions(unsolved)).endswith("Pooled: seed 0/2")
 
 
 def test_the_names_of_the_settings():
@@ -127,14 +176,15 @@ def test_flip_rates_by_size():
         }
     )
     one, two = figures.flip_rate_by_size(runs).axes
-    assert one.lines[0].get_xydata().tolist() == [[1, 0.9], [4, 0.3]]
-    assert two.lines[0].get_xydata().tolist() == [[1, 0.5], [4, 0.2]]
+    assert one.lines[0].get_xydata().tolist() == [[0, 0.9], [1, 0.3]]  # places of 1 and 4 heads
+    assert two.lines[0].get_xydata().tolist() == [[0, 0.5], [1, 0.2]]
+    assert [label.get_text() for label in one.get_xticklabels()] == ["1", "4"]
 
 
 def test_a_run_without_flip_rates_is_left_out_of_them():
     runs = pd.DataFrame({"num_layers": 1, "num_heads": [1, 1], "seed": [0, 1], "attention_type": "softmax"})
     runs["mixing/0_0/avg_top1_dominance_rate"] = [0.9, np.nan]
-    assert figures.flip_rate_by_size(runs).axes[0].lines[0].get_xydata().tolist() == [[1, 0.9]]
+    assert figures.flip_rate_by_size(runs).axes[0].lines[0].get_xydata().tolist() == [[0, 0.9]]
 
 
 def test_polarization_step_by_step():
@@ -158,7 +208,7 @@ def test_polarization_has_a_panel_for_each_layer_and_kernel_and_a_line_for_each_
         }
     )
     panels = figures.polarization(runs).axes
-    assert len(panels) == 2 * 6
+    assert len(panels) == 2  # layers of one kernel
     softmax = panels[0].lines
     assert len(softmax) == 2 * 2 + 1
     assert softmax[-1].get_ydata().tolist() == pytest.approx([1, 0.3])
@@ -171,14 +221,15 @@ def test_an_attention_map_has_queries_down_from_the_top():
     assert mesh.get_array().reshape(2, 2).tolist() == weights.tolist()
     assert axes.yaxis_inverted()
     assert [label.get_text() for label in axes.get_yticklabels()] == ["BOS", "7?"]
-    at_one, beyond = figures.maps.MAP_COLOURS(0.0), mesh.to_rgba(-3.0)
+    at_one, beyond = figures.maps.PUBLISHED(0.0), mesh.to_rgba(-3.0)
     assert at_one == beyond  # −1 and all below it are crimson
 
 
 def test_attention_maps_say_how_large_the_weights_are():
     heads = np.array([[[1.0, 0.0], [-3.04, 0.2]]])
-    figure = figures.attention_maps({"raw_dotproduct_unnorm": heads}, ["BOS", "7?"], {"raw_dotproduct_unnorm": "add"})
-    assert figure.axes[0].get_title() == "head 0: −3.0 to 1.0"
+    models, positions = {"raw_dotproduct_unnorm": heads}, {"raw_dotproduct_unnorm": "add"}
+    figure = figures.attention_maps(models, ["BOS", "7?"], positions, layer=1)
+    assert figure.axes[0].get_title() == "layer 1, head 0\nweights −3.0 to 1.0"
     assert "positions: add" in figure.axes[0].get_ylabel()
 
 
@@ -192,6 +243,24 @@ def test_sample_tracking_draws_each_token():
 
 def test_every_attention_type_can_be_told_from_the_others():
     assert len(set(figures.KERNEL_COLOURS.values())) == len(figures.KERNEL_COLOURS) == 7
+    shown = figures.looks([*ATTENTION, "my.py:f", "my.py:g"])
+    assert len({(look.label, look.normalised) for look in shown.values()}) == len(shown)
+    assert len({(look.colour, look.normalised) for look in shown.values()}) > 0.8 * len(shown)
+
+
+def test_a_movie_of_what_polarizes(tmp_path):
+    steps, weights = np.array([1, 10, 100]), np.array([[0.5, 0.5], [0.8, 0.2], [1.0, 0.0]])
+    maps = np.stack([np.array([[1.0, 0.0], [1 - half, half]]) for half in (0.5, 0.2, 0.0)])
+    movie = animation.polarizing((steps, weights), (steps, maps), ["BOS", "7?"])
+    movie.show(1)
+    left, middle, right = movie.figure.axes
+    assert heights(left) == [0.8, 0.2]
+    assert middle.images[0].get_array().tolist() == maps[1].tolist()
+    assert [line.get_ydata()[0] for line in right.lines[1::2]] == pytest.approx([0.7219, 0.7219], abs=1e-4)
+    path = animation.save_gif(movie, "moving", tmp_path)
+    with Image.open(path) as picture:
+        assert (picture.format, picture.n_frames) == ("GIF", 3)
+    assert [found.name for found in tmp_path.iterdir()] == ["moving.gif"]
 
 
 def test_the_same_figure_is_the_same_file(induction, tmp_path):
@@ -200,6 +269,14 @@ def test_the_same_figure_is_the_same_file(induction, tmp_path):
     assert [path.name for path in first] == ["a0.2.pdf", "a0.2.png"]
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes()
+
+
+def test_where_pictures_go(tmp_path, monkeypatch):
+    monkeypatch.chdir(COMMITTED.parent)
+    for source in (COMMITTED, str(COMMITTED), COMMITTED.name):
+        assert figures.folder_for(source) == figures.FOLDER
+    for source in ("runs.db", tmp_path / COMMITTED.name, "entity/project/sweep"):
+        assert figures.folder_for(source) == figures.OWN_FOLDER
 
 
 def test_what_makes_a_run_another():

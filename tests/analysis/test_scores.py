@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from src.analysis import scores
+from src.analysis import scores, selection
+from src.config import RunConfig
 from src.runs import LogError
 
 ANY = (-np.inf, np.inf)
@@ -81,35 +82,66 @@ def test_sink_shares(induction):
 
 
 def test_selecting_runs(induction):
-    assert list(scores.select(induction).index) == [10, 11, 12, 13, 14]
-    assert list(scores.select(induction, lr=1e-2).index) == [11]
-    assert list(scores.select(induction, seed=[1, 2], lr=None).index) == [11, 14]
-    assert scores.select(induction, seed=7).empty
+    assert list(selection.select(induction).index) == [10, 11, 12, 13, 14, 15]
+    assert list(selection.select(induction.assign(state="running")).index) == []
+    assert list(selection.select(induction, lr=1e-2).index) == [11]
+    assert list(selection.select(induction, seed=[1, 2], lr=None).index) == [11, 14]
+    assert selection.select(induction, seed=7).empty
 
 
 def test_the_runs_of_a_task(induction):
     whole = induction.assign(
         num_layers=2, num_heads=4, aux_loss_weight=0.2, shift_query_token=True, positional_type="no"
     )
-    assert list(scores.of_task(whole, "induction").index) == [10, 11, 12, 13, 14]
+    assert list(selection.of_task(whole, "induction").index) == [10, 11, 12, 13, 14, 15]
     with pytest.raises(LogError, match="lacks num_layers, num_heads, aux_loss_weight, shift_query_token, positional"):
-        scores.of_task(induction, "induction")
-    with pytest.raises(LogError, match="no finished run of induction; train some"):
-        scores.of_task(whole[whole["state"] == "diverged"], "induction")
+        selection.of_task(induction, "induction")
+    none = selection.of_task(whole, "classification")
+    assert none.empty
+    assert {"vocab_size", "use_mlp"} <= set(none)
+
+
+def test_what_did_not_finish_has_no_results(induction):
+    induction.loc[15, ["eval/acc_induction", "1_0_rel_attn_bos_global"]] = 1.0  # measured before it diverged
+    assert 15 not in scores.accuracies(induction)
+    assert 15 not in scores.sink_shares(induction)
+    assert selection.settled(induction).loc[15, "lr"] == 1e-3
+    assert scores.by_type(induction, scores.accuracies(induction))["runs"].to_dict()["softmax"] == 3
+
+
+def test_each_combination_weighs_the_same_where_that_is_asked():
+    runs = pd.DataFrame({"attention_type": "softmax", "seed": [0, 1, 2, 0], "lr": [1e-3, 1e-3, 1e-3, 1e-2]})
+    values = pd.Series([1.0, 1.0, 1.0, 0.0])
+    assert scores.by_type(runs, values).loc["softmax", "mean"] == 0.75
+    assert scores.by_type(runs, values, ["lr"]).loc["softmax", "mean"] == pytest.approx(0.5)
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=20), st.integers(1, 3))
+def test_equal_weights_change_nothing(values, weight):
+    plain, weighted = (
+        scores.mean_interval(np.array(values), bounds=ANY, weights=weights)
+        for weights in (None, np.full(len(values), 1 / weight))
+    )
+    np.testing.assert_allclose(weighted, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_values_beyond_one_keep_their_interval():
+    runs = pd.DataFrame({"attention_type": "softmax", "seed": [0, 1]})
+    assert scores.by_type(runs, pd.Series([3.0, 5.0])).loc["softmax", "high"] > 5
 
 
 def test_the_commonest_value_is_the_default_where_others_are_as_common():
     runs = pd.DataFrame(
         {"lr": [1e-4, 1e-4, 1e-3, 1e-3, 1e-2], "num_heads": [8, 8, 8, 4, 1], "num_layers": [3, 1, 1, 3, 5]}
     )
-    assert [scores.commonest(runs, name) for name in runs] == [1e-3, 8, 1]
-    assert list(scores.usual(runs, "lr", "num_heads").index) == [3]  # of those, 4 heads are the default
-    assert scores.usual(runs[:0], "lr").empty
+    assert [selection.commonest(runs, name) for name in runs] == [1e-3, 8, 1]
+    assert list(selection.usual(runs, "lr", "num_heads").index) == [3]  # of those, 4 heads are the default
+    assert selection.usual(runs[:0], "lr").empty
 
 
 def test_what_a_table_lacks_is_named(induction):
     with pytest.raises(LogError, match="lacks vocab_size, num_layers;"):
-        scores.select(induction, vocab_size=41, num_layers=1)
+        selection.select(induction, vocab_size=41, num_layers=1)
     with pytest.raises(LogError, match="lacks 0_0_rel_attn_max"):
         scores.sparsity_scores(induction)
     with pytest.raises(LogError, match="lacks mixing/0_0/avg_top1_dominance_rate"):
@@ -117,7 +149,7 @@ def test_what_a_table_lacks_is_named(induction):
     with pytest.raises(LogError, match="lacks eval/acc_induction"):
         scores.sink_shares(induction.drop(columns="eval/acc_induction"))
     with pytest.raises(LogError, match="is empty"):
-        scores.select(pd.DataFrame())
+        selection.select(pd.DataFrame())
 
 
 def test_classification_scores():
@@ -157,6 +189,16 @@ def test_a_curve_is_the_mean_over_runs_and_heads_at_each_step():
 
 def test_in_what_runs_differ(induction):
     runs = pd.DataFrame({"seed": [0, 1, 2], "lr": [1e-3, 1e-2, 1e-3], "use_mlp": True, "attention_type": list("abc")})
-    assert scores.what_varies(runs) == "seed 0–2, lr 0.001/0.01"
-    assert scores.what_varies(runs.iloc[[0, 2]]) == "seed 0/2"
-    assert scores.what_varies(runs.iloc[:1]) == "nothing"
+    words = selection.what_varies(runs.assign(use_mlp=[True, False, True])).replace("\N{NO-BREAK SPACE}", " ")
+    assert words == "seed 0–2, lr 0.001/0.01 (2/1 runs), no MLP/MLP (1/2 runs)"
+    assert selection.what_varies(runs.iloc[[0, 2]]) == "seed\N{NO-BREAK SPACE}0/2"
+    assert selection.what_varies(runs.iloc[:1]) == ""
+    many = pd.DataFrame({"lr": [10.0**-i for i in range(9)]})
+    assert selection.what_varies(many).replace("\N{NO-BREAK SPACE}", " ") == "lr 1e-08/1e-07/…/1"
+
+
+def test_what_runs_have_in_common_in_words():
+    runs = pd.DataFrame([RunConfig(seed=seed, embed_dim=64).to_dict() for seed in range(2)])
+    assert selection.setting_in_words(runs, besides=["lr"]).replace("\N{NO-BREAK SPACE}", " ") == (
+        "Induction, embed_dim 64, 2 layers, 4 heads, MLP, LayerNorm, positions concat, vocabulary 50, aux 0.2, shift"
+    )

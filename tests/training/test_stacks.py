@@ -32,6 +32,10 @@ VARIANTS = [
     for name in ("softmax", "sigmoid_unnorm", "mlp_norm")
 ]
 VARIANTS += [
+    {"task": "trigger", "attention_type": "softmax_sink", "use_residual": False},
+    {"task": "backcopy", "attention_type": "kv_bias", "optimizer": "muon"},
+    {"task": "trigger", "attention_type": "value_gated", "optimizer": "sign", "weight_decay": 0.1},
+    {"task": "classification", "attention_type": "ssmax", "optimizer": "momentum"},
     {"task": "induction", "positional_type": "no", "use_mlp": False, "num_layers": 1},
     {"task": "induction", "positional_type": "add", "use_layernorm": False, "shift_query_token": False},
     {"task": "classification", "use_layernorm": False, "num_heads": 1, "num_layers": 1},

@@ -1,8 +1,11 @@
-"""The style of all figures: sizes, fonts, colours, notes, and how they are saved."""
+"""The style of all figures: sizes, fonts, colours, names of attention types, notes, and how they are saved."""
 
+import functools
+import itertools
+import os
 import textwrap
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,15 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from src.analysis import scores
-from src.model.registry import ATTENTION
-from src.runs import ROOT
+from src.analysis.selection import in_words, setting_in_words, settled, what_varies
+from src.model.attention import PAPER
+from src.model.registry import ATTENTION, describe
+from src.runs import COMMITTED, ROOT, LogError
+from src.tasks import Task
 
 COLUMN, PAGE = 3.25, 6.75  # widths in inches: one column of the paper, and both
-FOLDER = ROOT / "visualizations" / "fig"
+FOLDER = ROOT / "visualizations" / "fig"  # the committed figures
+OWN_FOLDER = ROOT / "logs" / "figures"  # of one's own runs
 
 STYLE = {
     "font.family": "serif",
@@ -29,6 +35,7 @@ STYLE = {
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
     "legend.fontsize": 7,
+    "legend.title_fontsize": 8,
     "legend.frameon": False,
     "lines.linewidth": 1.2,
     "figure.constrained_layout.use": True,
@@ -36,55 +43,170 @@ STYLE = {
     "savefig.dpi": 300,
     "pdf.fonttype": 42,  # text stays text
 }
-plt.rcParams.update(STYLE)
+IN_STYLE = ["default", STYLE]  # nothing is left of a user's matplotlibrc: its text.usetex, say, needs LaTeX
+plt.style.use(IN_STYLE)
 
 
-def save(figure: Figure, name: str, folder: Path | str = FOLDER) -> list[Path]:
-    """Write `figure` as `name`.pdf and `name`.png into `folder` (made if missing); the two paths."""
-    folder = Path(folder)
+def folder_for(source: Path | str) -> Path:
+    """Where figures of these runs are saved: those of the committed table are committed, others are one's own."""
+    return FOLDER if Path(source).resolve() == COMMITTED.resolve() else OWN_FOLDER
+
+
+def save(figure: Figure, name: str, folder: Path | str | None = None) -> list[Path]:
+    """Write `figure` as `name`.pdf and `name`.png into `folder` (made if missing; by default FOLDER); the two paths.
+
+    A file is whole or not there: it is written under another name first.
+    """
+    folder = Path(folder or FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{kind}" for kind in ("pdf", "png")]  # a name may hold dots: aux0.2
     for path in paths:
         # no date in the PDF: the same figure is the same file
-        figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+        about = {"CreationDate": None} if path.suffix == ".pdf" else None
+        with written_whole(path) as unfinished, plt.style.context(IN_STYLE):
+            figure.savefig(unfinished, format=path.suffix[1:], metadata=about)
     return paths
 
 
-# Colours of the kernels, by the label that figures give them (Okabe-Ito, safe for colour blindness).
-KERNEL_COLOURS = dict(
-    zip(
-        dict.fromkeys(kind.label for kind in ATTENTION.values()),
-        ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666"],
-        strict=True,
-    )
-)
-PUBLISHED_TYPES = [name for name in ATTENTION if name != "uniform"]
+class written_whole:  # noqa: N801, used like a function
+    """A context that gives a name to write under, which becomes `path` at its end, unless something fails."""
+
+    def __init__(self, path: Path):
+        self.path, self.unfinished = path, path.with_name(f".{path.name}.{os.getpid()}.part")
+
+    def __enter__(self) -> Path:
+        return self.unfinished
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is None:
+            os.replace(self.unfinished, self.path)
+        else:
+            self.unfinished.unlink(missing_ok=True)
 
 
-def add_note(figure: Figure, rest: str, runs: pd.DataFrame, pooled: str = "Pooled") -> None:
-    """A line below the figure: what its means and intervals are over."""
-    note = f"Mean, 95% t interval over seeds, {rest}. {pooled}: {scores.what_varies(runs)}"
-    fixed = {name: set(runs[name]) for name in ("lr", "num_layers", "num_heads") if name in runs}
-    note += "".join(f"; {name} {values.pop():g}" for name, values in fixed.items() if len(values) == 1)
-    figure.supxlabel(textwrap.fill(note, int(21 * figure.get_figwidth())), fontsize=6, color="dimgrey")
+def or_sentence(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """A figure function that, where the table has nothing to draw, gives a figure with the sentence that says so."""
+
+    @functools.wraps(draw)
+    def drawn(*args, **kwargs) -> Figure:
+        try:
+            return draw(*args, **kwargs)
+        except LogError as error:
+            plt.close()  # what was begun
+            figure = plt.figure(figsize=(COLUMN, 1.2))
+            figure.text(0.5, 0.5, balanced(f"Nothing to show: {error}", 55), ha="center", va="center", color="dimgrey")
+            return figure
+
+    return drawn
 
 
-def warn_if_empty(some: bool, what: str) -> None:
-    """Warn of a figure that has nothing to show."""
-    if not some:
-        warnings.warn(f"no run for {what}: an empty figure", stacklevel=3)
+# Attention types
+
+CYCLE = ("#882255", "#44AA99", "#999933", "#332288", "#AA4499", "#117733", "#661100", "#6699CC")  # after Tol
+SECTIONS = {"paper": "the paper's"} | dict.fromkeys(("outlet", "sparse", "gate", "scale"), "made against sinks")
+SECTIONS |= {"own": "own"}  # headings of the groups of types, in their order
+PUBLISHED_TYPES = [name for name in PAPER if name != "uniform"]
+KERNEL_COLOURS = {kind.label: kind.colour for kind in PAPER.values()}
 
 
-def panel_title(fields: Sequence[str], values: Sequence[Any]) -> str:
+@dataclass(frozen=True)
+class Look:
+    """How a figure shows an attention type: what it calls the kernel, whether that is normalised, the colour, and
+    under which heading it stands."""
+
+    label: str
+    normalised: bool
+    colour: str
+    section: str
+
+    @property
+    def title(self) -> str:
+        return self.label + (", not normalised" if not self.normalised else "")
+
+    @property
+    def kernel(self) -> tuple[str, str]:
+        return self.section, self.label
+
+    @property
+    def line(self) -> str:
+        return "-" if self.normalised else "--"
+
+
+def types_of(runs: pd.DataFrame) -> list[str]:
+    """The attention types of a table; `uniform`, which learns nothing, only if it is alone."""
+    names = list(runs["attention_type"].dropna().unique())
+    return [name for name in names if name != "uniform"] or names
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """How a figure shows each of these attention types, in its order: section by section, twins beside each other.
+
+    Types of one's own that have one name (f of a.py and f of b.py) are called by their files too.
+    """
+    known = list(ATTENTION)
+    names = sorted(set(names), key=lambda name: (known.index(name) if name in ATTENTION else len(known), name))
+    kinds = {name: describe(name) for name in names}
+    called = [(kind.label, kind.normalised, kind.group) for kind in kinds.values()]
+    labels = {n: k.label if called.count((k.label, k.normalised, k.group)) == 1 else n for n, k in kinds.items()}
+    cycle, colours = itertools.cycle(CYCLE), {}
+    for name, kind in kinds.items():  # twins have one
+        if (kind.group, labels[name]) not in colours:
+            colours[kind.group, labels[name]] = kind.colour or next(cycle)
+    found = {
+        n: Look(labels[n], k.normalised, colours[k.group, labels[n]], SECTIONS.get(k.group, k.group))
+        for n, k in kinds.items()
+    }
+    sections, kernels = list(dict.fromkeys(SECTIONS.values())), [look.kernel for look in found.values()]
+
+    def place(name: str) -> tuple:
+        look = found[name]
+        section = sections.index(look.section) if look.section in sections else len(sections)
+        return section, kernels.index(look.kernel), not look.normalised
+
+    return {name: found[name] for name in sorted(found, key=place)}
+
+
+# Words
+
+
+def balanced(text: str, width: int) -> str:
+    """The text in lines of at most `width` characters, all of about one length."""
+    lines = textwrap.wrap(text, width)
+    while width > 1 and len(narrower := textwrap.wrap(text, width - 1)) == len(lines) and len(lines) > 1:
+        lines, width = narrower, width - 1
+    return "\n".join(lines)
+
+
+def title(figure: Figure, runs: pd.DataFrame, besides: Sequence[str] = (), what: str = "") -> str:
+    """What all of the runs have in common, in lines as wide as the figure; before it, what is shown."""
+    setting = setting_in_words(settled(runs), besides)
+    return balanced(f"{what}: {setting[:1].lower()}{setting[1:]}" if what else setting, int(17 * figure.get_figwidth()))
+
+
+def add_note(figure: Figure, note: str, runs: pd.DataFrame, besides: Sequence[str] = ()) -> None:
+    """A line below the figure: the note, in what the runs differ (apart from `besides`, which has panels of its own),
+    and what may be misread."""
+    pooled = what_varies(settled(runs).drop(columns=list(besides), errors="ignore"))
+    how = "In all" if besides else "Pooled"  # for not every panel need have runs of each
+    parts = [note] + ([f"{how}: {pooled}"] if pooled else [])
+    if {"raw_dotproduct_norm", "raw_dotproduct_unnorm"} & set(runs["attention_type"]):
+        parts.append("“linear” is raw_dotproduct_… in configs, “elu · elu” is linear_…")
+    figure.supxlabel(balanced(". ".join(parts), int(21 * figure.get_figwidth())), fontsize=6, color="dimgrey")
+
+
+def over_seeds(runs: pd.DataFrame, what: str = "mean") -> str:
+    """What a line, a bar or a point is: a mean with its interval, if runs of more than one seed are in any."""
+    seeds = runs.groupby("attention_type")["seed"]
+    several = (seeds.min() < seeds.max()).any()
+    return f"{what}, 95% t interval over seeds" if several else f"{what} over runs of one seed"
+
+
+def add_legend(figure: Figure, heading: str, keys: Sequence[Any], names: Sequence[str], columns: int) -> None:
+    """A legend above everything else, under the figure's title."""
+    where = {"loc": "outside upper center", "ncols": columns, "columnspacing": 1.2}
+    figure.legend(keys, names, title=heading, **where).get_title().set_multialignment("center")
+
+
+def panel_title(fields: Sequence[str], values: Sequence[Any], task: type[Task] = Task) -> str:
     """Fields and their values in words."""
-    words = {("use_mlp", True): "MLP", ("use_mlp", False): "no MLP"}
-    words |= {("use_layernorm", True): "LayerNorm", ("use_layernorm", False): "no LayerNorm"}
-    words |= {("shift_query_token", True): "shift", ("shift_query_token", False): "no shift"}
-    words |= {("positional_type", "no"): "no positions"}
-    names = {"aux_loss_weight": "aux", "positional_type": "positions"}
-    parts = []
-    for field, value in zip(fields, values, strict=True):
-        shown = f"{value:g}" if isinstance(value, float) else value
-        part = words.get((field, value), f"{names.get(field, field)} {shown}")
-        parts.append(part.replace(" ", "\N{NO-BREAK SPACE}"))  # lines break between parts alone
-    return ", ".join(parts)
+    return ", ".join(in_words(field, value, task) for field, value in zip(fields, values, strict=True))

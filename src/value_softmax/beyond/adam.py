@@ -119,3 +119,13 @@ def slow_memory_flow(u, x, *, speed: float = 1.0, loss: str = "linear") -> tuple
         field, (begin, max(x[-1], 2 * begin)), start, t_eval=np.maximum(x, begin), rtol=1e-8, atol=1e-12
     )
     return solution.y[:n].T, solution.y[n : 2 * n].T
+
+
+def winner_map(V: np.ndarray, rates, betas1, betas2) -> np.ndarray:
+    """Share of the starts V (count, d, n) that argmax u(0) wins after ηk = 4: an axis each for η, β₁ and β₂."""
+    shares = np.empty((len(rates), len(betas1), len(betas2)))
+    for at in np.ndindex(shares.shape):
+        lr, betas = rates[at[0]], (betas1[at[1]], betas2[at[2]])
+        won = winners(V, steps=max(200, round(4 / lr)), lr=lr, optimizer=rule("adam", betas=betas))
+        shares[at] = (ranks(V, won)[0] == 0).mean()
+    return shares
