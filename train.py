@@ -169,7 +169,7 @@ def train_one(options: Namespace, config: RunConfig) -> int:
         log.claim(config, wait=True)
     prepare_process()
     others = wandb_observers(config, mode)
-    if log.states(settled_since=time.time(), of=config):
+    if log.states(settled_since=log.attempts(), of=config):
         replay(log.row(config), others)
         print(f"This run is in {log.path} already, and is not repeated.")
     else:
@@ -261,14 +261,14 @@ def conclude(job: Job, log: RunLog, figures: tuple[str, str | None] | None = Non
 def watch(job: Job, log: RunLog, workers: int, title: str) -> None:
     """Run the job, with a bar for all of it."""
     hashes = {config.hash: config.num_epochs for config in job.points}
-    resumed = len(log.states(settled_since=job.began).keys() & hashes)
+    resumed, start = len(log.states(settled_since=job.began).keys() & hashes), time.monotonic()
     layout = "{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]"
     with tqdm(total=len(hashes), initial=resumed, desc=title, unit="run", bar_format=layout, **PACE) as bar:
         for _ in run_job(job, workers):
             states = {h: s for h, s in log.states(settled_since=job.began).items() if h in hashes}
             under_way = sum(e / hashes[h] for h, e in log.epochs(job.began).items() if h in hashes)
             done, failed = len(states), sum(state != "finished" for state in states.values())
-            rate = 60 * (done - resumed) / (time.time() - job.began)
+            rate = 60 * (done - resumed) / (time.monotonic() - start)
             bar.set_postfix_str(f"{done} done, {failed} failed, {resumed} resumed, {rate:.1f} runs/min", refresh=False)
             bar.update(done + under_way - bar.n)
 

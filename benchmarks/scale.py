@@ -23,7 +23,7 @@ from src.model.cpu import library
 from src.runs import RunLog, load_runs
 from src.runs.provenance import device_name
 from src.tasks import find_task
-from src.training.loop import StackedAdamW, build_stack, num_steps, prepare_process, stream, training_step
+from src.training.loop import build_optimizer, build_stack, num_steps, prepare_process, stream, training_step
 from src.training.stacks import make_stacks
 from src.training.workers import Job, run_job
 
@@ -75,7 +75,7 @@ class Steps:
         orders = torch.stack([torch.randperm(num, generator=stream(member, "order")) for member in members])
         self.batches = itertools.cycle(orders.to(device).split(config.batch_size, dim=1))
         self.model = build_stack(members).to(device, dtype)
-        self.optimizer = StackedAdamW(self.model, [config.lr] * size)
+        self.optimizer = build_optimizer(self.model, members)
 
     def __call__(self) -> None:
         batch = next(self.batches)

@@ -15,7 +15,7 @@ from src.metrics import NUM_PAIRS
 from src.model.cpu import library
 from src.runs.provenance import device_name
 from src.tasks import find_task
-from src.training.loop import StackedAdamW, build_model, prepare_process, stream, training_step
+from src.training.loop import build_model, build_optimizer, prepare_process, stream, training_step
 
 ONE = {"task": "classification", "num_layers": 1, "num_heads": 1}
 STEPS = {
@@ -45,7 +45,7 @@ def seconds(*functions: Callable[[], object], turns: int, calls: int = 1) -> np.
 def fast_training(config: RunConfig, inputs: torch.Tensor, targets: torch.Tensor) -> Iterator[float]:
     """The counterpart of `plain_training` with the parts of src.training.loop."""
     task, model, order = find_task(config.task)(config), build_model(config), stream(config, "order")
-    optimizer = StackedAdamW(model, [config.lr])
+    optimizer = build_optimizer(model, [config])
     while True:
         for batch in torch.randperm(len(inputs), generator=order).split(config.batch_size):
             batch = batch[None]  # a stack of one

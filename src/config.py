@@ -19,15 +19,17 @@ from src.errors import ConfigError, require
 from src.extensions import canonical, is_external, short_name, source_hash
 from src.model.registry import find_attention
 from src.model.transformer import MAX_POSITIONS
-from src.tasks import find_task
+from src.optimizers import OPTIMIZERS, USE_BETA2
+from src.tasks import USUAL, find_task
 
-# The fields that RunConfig had when logs began: every run's hash has them. Never to be changed.
+# The fields that RunConfig had when logs began, in their order: every run's hash has them, and every log names
+# them as its schema. Never to be changed.
 # fmt: off
-IN_EVERY_HASH = frozenset((
+IN_EVERY_HASH = (
     "task", "seed", "attention_type", "lr", "num_epochs", "batch_size", "embed_dim",
     "num_layers", "num_heads", "use_mlp", "use_layernorm", "positional_type", "vocab_size", "seq_length",
     "num_train", "num_eval", "aux_loss_weight", "shift_query_token", "num_labels", "precision",
-))
+)
 # fmt: on
 
 STACKABLE = ("seed", "lr", "aux_loss_weight")  # fields in which runs that train as one stack may differ
@@ -44,7 +46,7 @@ class RunConfig:
         task: What is learned: induction (Section 4.1 of the paper), classification (4.2), or FILE.py:NAME, your own.
         seed: Decides data, initialisation, order and label mixing.
         attention_type: How attention weights are computed: one of src/model/registry.py, or FILE.py:NAME, your own.
-        lr: AdamW's learning rate, constant.
+        lr: Learning rate, constant.
         num_epochs: Passes over the training sequences.
         batch_size: Sequences in a training step.
         embed_dim: Width of the residual stream.
@@ -61,20 +63,25 @@ class RunConfig:
         shift_query_token: Whether the query is a token of its own (induction).
         num_labels: Groups of tokens (classification).
         precision: Arithmetic of training: float32, tf32 (float32 whose products a GPU rounds), or bf16 by autocast.
+        optimizer: How gradients change the parameters, one of src/optimizers.py.
+        weight_decay: How much of each parameter a step takes off, times lr.
+        beta2: The decay of the mean square gradient (adamw, and muon, which leaves vectors and embeddings to it).
+        use_residual: Whether blocks add to what they get (skip connections) or replace it.
+        use_bos: Whether a sequence begins with BOS, an anchor for attention (trigger).
         source: Hash of the files that FILE.py:NAME names, filled in: an edited function is a new run.
     """
 
     task: str = "induction"
     seed: int = 0
     attention_type: str = "softmax"
-    lr: float = 1e-3
-    num_epochs: int = 10
-    batch_size: int = 256
-    embed_dim: int = 128
-    num_layers: int = 2
-    num_heads: int = 4
-    use_mlp: bool = True
-    use_layernorm: bool = True
+    lr: float | None = None
+    num_epochs: int | None = None
+    batch_size: int | None = None
+    embed_dim: int | None = None
+    num_layers: int | None = None
+    num_heads: int | None = None
+    use_mlp: bool | None = None
+    use_layernorm: bool | None = None
     positional_type: Literal["concat", "add", "no"] | None = None
     vocab_size: int | None = None
     seq_length: int | None = None
@@ -84,6 +91,11 @@ class RunConfig:
     shift_query_token: bool | None = None
     num_labels: int | None = None
     precision: Literal["float32", "tf32", "bf16"] = "float32"
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    beta2: float = 0.999
+    use_residual: bool = True
+    use_bos: bool | None = None
     source: str | None = None
 
     def __post_init__(self):
@@ -94,6 +106,7 @@ class RunConfig:
         self._find_own_code()
         self._fill_in_task_defaults()
         self._check_sizes()
+        self._check_optimizer()
         find_task(self.task).check(self)
 
     def _find_own_code(self):
@@ -111,7 +124,7 @@ class RunConfig:
         return " ".join(map(source_hash, places)) or None
 
     def _fill_in_task_defaults(self):
-        own = find_task(self.task).defaults
+        own = USUAL | find_task(self.task).defaults
         for name, value in own.items():
             require(name in TASK_FIELDS, f"task={self.task} has a default of {name}; only {', '.join(TASK_FIELDS)} can")
             if getattr(self, name) is None:
@@ -129,6 +142,10 @@ class RunConfig:
                 require(0 < value < math.inf, f"lr={value} must be a positive number")
             elif name == "aux_loss_weight" and value is not None:
                 require(0 <= value < math.inf, f"aux_loss_weight={value} must be a number of at least 0")
+            elif name == "weight_decay":
+                require(0 <= value < math.inf, f"weight_decay={value} must be a number of at least 0")
+            elif name == "beta2":
+                require(0 <= value < 1, f"beta2={value} must be at least 0 and below 1")
             elif isinstance(value, int) and not isinstance(value, bool):
                 require(value > 0, f"{name}={value} must be at least 1")
         require(
@@ -143,6 +160,22 @@ class RunConfig:
         require(
             self.positional_type == "no" or self.seq_length <= MAX_POSITIONS,
             f"seq_length={self.seq_length} must be at most {MAX_POSITIONS}, the number of position embeddings",
+        )
+
+    def _check_optimizer(self):
+        near = difflib.get_close_matches(self.optimizer, OPTIMIZERS, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        require(
+            self.optimizer in OPTIMIZERS,
+            f"optimizer={self.optimizer} is not allowed; choose one of {', '.join(OPTIMIZERS)}{hint}",
+        )
+        require(
+            self.optimizer in USE_BETA2 or self.beta2 == FIELDS["beta2"].default,
+            f"beta2={self.beta2} has no meaning for optimizer={self.optimizer}; leave it out",
+        )
+        require(
+            self.optimizer != "muon" or self.lr < 1,
+            f"lr={self.lr} must be above 0 and below 1 for optimizer=muon, whose steps have the size of lr",
         )
 
     @classmethod
@@ -174,6 +207,7 @@ class RunConfig:
 
 FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
 FIELD_TYPES = get_type_hints(RunConfig)
+DEFAULTS = {name: USUAL.get(name, field.default) for name, field in FIELDS.items()}  # None: the task decides
 TASK_FIELDS = [name for name, field in FIELDS.items() if field.default is None and name != "source"]  # set by tasks
 
 

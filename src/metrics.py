@@ -7,6 +7,7 @@ welcome; each docstring says what is done with them.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -15,23 +16,34 @@ EPSILON = 1e-9
 NUM_PAIRS = 500  # of sequences mixed for each head
 
 
-def bos_attention(weights: Tensor) -> dict[str, Tensor]:
-    """The share of BOS, the first key, in the attention (..., B, H, T, T) of an induction model.
+def average(rows: Tensor, counted: Tensor | None) -> Tensor:
+    """The mean of a number of each query row (..., B, H, Q) over sequences and the rows that are counted: (..., H).
 
-    Over the query rows 1 … T − 3 (neither BOS, nor the last context token, nor the query token), with b the
-    weight on BOS and r the row's sum:
+    counted (..., B, Q) is true for those; None: all.
+    """
+    if counted is None:
+        return rows.mean((-3, -1))
+    counted = counted.unsqueeze(-2).to(rows.dtype)
+    return (rows * counted).sum((-3, -1)) / counted.sum((-3, -1)).clamp(min=1)
+
+
+def bos_attention(weights: Tensor, counted: Tensor | None = None) -> dict[str, Tensor]:
+    """The share of BOS, the first key, in causal attention (..., B, H, T, T).
+
+    Over the query rows that are `counted` (..., B, T), by default 1 … T − 3: those of an induction model that are
+    neither BOS, nor the last context token, nor the query token. With b the weight on BOS and r the row's sum:
 
     - abs_attn_bos: mean b; abs_attn_all: mean r; rel_attn_bos: mean b / (r + 1e-9)
     - rel_attn_bos_global, the sink score: Σb / (Σr + 1e-9) within a sequence, averaged over sequences
     - mag_attn_bos_global: the same with |w| for w, so that it is a share for signed weights too
     """
-    rows = weights[..., 1 : weights.shape[-1] - 2, :]
+    rows = weights[..., 1 : weights.shape[-1] - 2, :] if counted is None else weights * counted[..., None, :, None]
     b, r = rows[..., 0], rows.sum(-1)  # (..., B, H, rows)
     magnitude = rows.abs()
     return {
-        "abs_attn_bos": b.mean((-3, -1)),
-        "abs_attn_all": r.mean((-3, -1)),
-        "rel_attn_bos": (b / (r + EPSILON)).mean((-3, -1)),
+        "abs_attn_bos": average(b, counted),
+        "abs_attn_all": average(r, counted),
+        "rel_attn_bos": average(b / (r + EPSILON), counted),
         "rel_attn_bos_global": (b.sum(-1) / (r.sum(-1) + EPSILON)).mean(-2),
         "mag_attn_bos_global": (magnitude[..., 0].sum(-1) / (magnitude.sum((-1, -2)) + EPSILON)).mean(-2),
     }
@@ -72,6 +84,46 @@ def causal_entropy(weights: Tensor) -> Tensor:
     return (entropy(weights[..., 1:, :]) / visible.log()).mean((-3, -1))
 
 
+def sink_place(weights: Tensor, counted: Tensor) -> dict[str, Tensor]:
+    """Where attention (..., B, H, Q, K) goes to in the query rows that are counted (..., B, Q), (..., H) each.
+
+    - sink_place: the key with the largest mean share; sink_share: that share. A row's shares are |w| / Σ|w|, so that a
+      sink is seen wherever it is; a key that later queries alone can see has no share in earlier rows
+    - row_sum: mean Σw; less than 1 where a function has an outlet that is used
+    """
+    magnitude = weights.abs()
+    shares = magnitude / (magnitude.sum(-1, keepdim=True) + EPSILON)
+    of_rows = counted.to(shares.dtype)[..., None, :, None]  # (..., B, 1, Q, 1)
+    of_keys = (shares * of_rows).sum((-4, -2)) / of_rows.sum((-4, -2)).clamp(min=1)  # (..., H, K)
+    share, place = of_keys.max(-1)
+    return {"sink_place": place.to(share), "sink_share": share, "row_sum": average(weights.sum(-1), counted)}
+
+
+def value_drain(values: Tensor, anchor: int) -> Tensor:
+    """‖v‖ at the position `anchor`, over its mean over all positions of the sequence: values (..., B, H, T, D),
+    averaged over sequences to (..., H). Below 0.2 attending there is a way to do nothing, near 1 it is not (arXiv
+    2606.08105)."""
+    norms = values.norm(dim=-1)
+    return (norms[..., anchor] / (norms.mean(-1) + EPSILON)).mean(-2)
+
+
+def residual_peaks(states: Tensor, anchor: int) -> dict[str, Tensor]:
+    """How uneven the residual stream (..., B, T, C) is, of each sequence, averaged: (...) each.
+
+    - residual_peak: ‖h‖ at the position `anchor`, over its mean over positions
+    - residual_max_median: the largest |h| of all numbers over the median |h|
+    - residual_kurtosis: E (h − E h)⁴ / (E (h − E h)²)² of all numbers; 3 for a Gaussian
+    """
+    norms, magnitude = states.norm(dim=-1), states.abs().flatten(-2)
+    centred = (states - states.mean((-2, -1), keepdim=True)).flatten(-2)
+    kurtosis = centred.pow(4).mean(-1) / (centred.square().mean(-1).square() + EPSILON**2)
+    return {
+        "residual_peak": (norms[..., anchor] / (norms.mean(-1) + EPSILON)).mean(-1),
+        "residual_max_median": (magnitude.amax(-1) / (magnitude.median(-1).values + EPSILON)).mean(-1),
+        "residual_kurtosis": kurtosis.mean(-1),
+    }
+
+
 def order_kept(rows: Tensor) -> Tensor:
     """The share of pairs of keys whose weights have, at each step, the order of the last step: rows (steps, ..., K)
     → (steps,). That it is kept from the start is Theorem 3.2a of the paper, of the flow."""
@@ -80,9 +132,9 @@ def order_kept(rows: Tensor) -> Tensor:
     return (greater == greater[-1]).float().flatten(1).mean(1)
 
 
-def collect(metric: Callable[[Tensor], dict[str, Tensor]], layers: list[Tensor]) -> list[dict[str, float]]:
-    """`metric` of each layer's weights (S, B, H, Q, K), for each member named {layer}_{head}_{name}."""
-    results = [metric(weights) for weights in layers]
+def collect(metric: Callable[[Any], dict[str, Tensor]], layers: list[Any]) -> list[dict[str, float]]:
+    """`metric` of each layer, its weights (S, B, H, Q, K) say, for each member named {layer}_{head}_{name}."""
+    results = [metric(layer) for layer in layers]
     keys = [
         f"{layer}_{head}_{name}"
         for name in results[0]

@@ -1,3 +1,5 @@
+import signal
+
 import torch
 from hypothesis import settings
 
@@ -5,3 +7,7 @@ from hypothesis import settings
 settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")
 torch.set_num_threads(1)
+
+# A shell's background jobs ignore Ctrl-C, and so would all that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

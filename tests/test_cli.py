@@ -1,9 +1,12 @@
 """train.py, as its users run it."""
 
+import io
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -25,6 +28,13 @@ def _without_wandb(monkeypatch):
 def run(*arguments, cwd=ROOT, **environment):
     command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=OUTSIDE | environment, capture_output=True, text=True)
+
+
+def here(*arguments):
+    """The same in this process, which has imported torch already."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        status = train.main([str(argument) for argument in arguments])
+    return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def sweep_file(folder, **values):
@@ -66,7 +76,9 @@ def test_a_config_file_and_what_overrides_it(tmp_path, capsys):
 
 def test_a_sweep_ends_with_a_table_and_pictures(tmp_path):
     sweep = sweep_file(tmp_path, attention_type=["softmax", "mlp_unnorm"], seed=[0, 1])
-    done = run("--sweep", sweep, "--log", tmp_path / "runs.db", "--figures", tmp_path, "--workers=1")
+    for name in ("src.py", "torch.py", "numpy.py"):  # of another project, where the user is; workers too find ours
+        (tmp_path / name).write_text("raise ImportError('not ours')")
+    done = run("--sweep", sweep, "--log", "runs.db", "--figures", ".", "--workers=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "4 done, 0 failed, 0 resumed" in done.stderr
     assert "mlp_unnorm" in done.stdout
@@ -88,14 +100,14 @@ def test_shards_and_dry_run(tmp_path, capsys):
 def test_a_cell_as_an_agent_passes_it(tmp_path):
     """Trained as a stack; a sweep over the same runs repeats none of them."""
     log, once = tmp_path / "runs.db", [o for o in options(tiny()) if not o.startswith(("--seed", "--lr"))]
-    done = run(*once, "--seed=[0, 1]", "--lr=[0.01, 1e-05]", "--stack=4", "--workers=1", "--log", log)
+    done = here(*once, "--seed=[0, 1]", "--lr=[0.01, 1e-05]", "--stack=4", "--workers=1", "--log", log)
     assert done.returncode == 0, done.stderr
     assert "4 done, 0 failed, 0 resumed" in done.stderr
     rows = load_runs(log)
     assert sorted(zip(rows["seed"], rows["lr"], strict=True)) == [(0, 1e-5), (0, 0.01), (1, 1e-5), (1, 0.01)]
     assert rows["process"].nunique() == 1
     sweep = sweep_file(tmp_path, seed=[0, 1, 2], lr=[0.01])
-    done = run("--sweep", sweep, "--stack=2", "--log", log, "--figures", tmp_path)
+    done = here("--sweep", sweep, "--stack=2", "--log", log, "--figures", tmp_path)
     assert "3 done, 0 failed, 2 resumed" in done.stderr
     assert len(load_runs(log)) == 5
 
@@ -104,7 +116,7 @@ def test_shards_with_a_log_each_are_one_table(tmp_path):
     sweep = sweep_file(tmp_path, attention_type=["softmax", "linear"], seed=[0, 1, 2])
     for i in (1, 2):
         arguments = ["--sweep", sweep, "--shard", f"{i}/2", "--stack=3", "--workers=1", "--figures", tmp_path]
-        done = run(*arguments, "--log", tmp_path / f"shard-{i}.db")
+        done = here(*arguments, "--log", tmp_path / f"shard-{i}.db")
         assert done.returncode == 0, done.stderr
         assert load_runs(tmp_path / f"shard-{i}.db")["attention_type"].nunique() == 1  # stacks stay whole
     assert train.main(["--sweep", f"{sweep}", "--workers=1", f"--log={tmp_path}/all.db", f"--figures={tmp_path}"]) == 0

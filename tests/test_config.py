@@ -23,6 +23,19 @@ def test_the_defaults_are_the_papers():
         assert config.use_layernorm
 
 
+def test_a_task_sets_defaults_that_others_have_too_and_what_is_given_wins():
+    trigger = RunConfig(task="trigger")
+    assert (trigger.num_layers, trigger.use_mlp, trigger.lr) == (1, False, 3e-3)
+    given = RunConfig(task="trigger", num_layers=2, use_mlp=True, lr=1e-3)
+    assert (given.num_layers, given.use_mlp, given.lr) == (2, True, 1e-3)
+
+
+def test_runs_before_a_field_was_there_keep_their_identity():
+    """Logged when there was no optimizer, weight_decay, beta2, use_residual and use_bos."""
+    assert RunConfig().hash == "3d8a295703f04a17"
+    assert RunConfig(task="classification").hash == "220d7ffc895a3ee6"
+
+
 def test_a_default_that_is_spelled_out_is_the_same_run():
     assert RunConfig(positional_type="concat", vocab_size=50, num_labels=None) == RunConfig()
     assert RunConfig(lr=1, num_heads=4.0) == RunConfig(lr=1.0)
@@ -33,7 +46,8 @@ OTHER = {
     "task": "classification", "seed": 1, "attention_type": "linear", "lr": 0.5, "num_epochs": 1, "batch_size": 1,
     "embed_dim": 64, "num_layers": 1, "num_heads": 1, "use_mlp": False, "use_layernorm": False,
     "positional_type": "no", "vocab_size": 60, "seq_length": 9, "num_train": 1, "num_eval": 1,
-    "aux_loss_weight": 0.0, "shift_query_token": False, "precision": "bf16",
+    "aux_loss_weight": 0.0, "shift_query_token": False, "precision": "bf16", "optimizer": "sgd", "weight_decay": 0.0,
+    "beta2": 0.95, "use_residual": False,
 }  # fmt: skip
 
 
@@ -43,9 +57,10 @@ def test_the_hash_depends_on_every_field(name):
 
 
 def test_no_field_is_forgotten_here():
-    assert OTHER.keys() | {"num_labels", "source"} == FIELDS.keys()
+    assert OTHER.keys() | {"num_labels", "use_bos", "source"} == FIELDS.keys()
     task = {"task": "classification"}
     assert RunConfig(**task, num_labels=2).hash != RunConfig(**task).hash
+    assert RunConfig(task="trigger", use_bos=False).hash != RunConfig(task="trigger").hash
 
 
 @given(
@@ -95,6 +110,17 @@ def test_a_config_cannot_change():
         ({"task": "classification", "vocab_size": 42}, "vocab_size=42 must be 1 more than a multiple of num_labels=4"),
         ({"task": "classification", "seq_length": 12}, "seq_length=12 must be from 3 to 11"),
         ({"task": "classification", "num_labels": 1}, "num_labels=1 must be at least 2"),
+        ({"use_bos": True}, "use_bos=True has no meaning for task=induction; leave it out"),
+        ({"task": "trigger", "vocab_size": 9}, "vocab_size=9 has no meaning for task=trigger; leave it out"),
+        ({"task": "trigger", "seq_length": 3}, "seq_length=3 must be at least 4 for task=trigger"),
+        ({"task": "backcopy", "seq_length": 3}, "seq_length=3 must be at least 4 for task=backcopy"),
+        ({"optimizer": "adamv"}, "optimizer=adamv is not allowed; choose one of adamw, sgd.*did you mean adamw?"),
+        ({"optimizer": 3}, "optimizer=3 must be a name"),
+        ({"optimizer": "muon", "lr": 1}, "lr=1.0 must be above 0 and below 1 for optimizer=muon"),
+        ({"optimizer": "muon", "lr": 0}, "lr=0.0 must be a positive number"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1 must be a number of at least 0"),
+        ({"beta2": 1}, "beta2=1.0 must be at least 0 and below 1"),
+        ({"optimizer": "sgd", "beta2": 0.95}, "beta2=0.95 has no meaning for optimizer=sgd; leave it out"),
         ({"precision": "fp16"}, "precision=fp16 is not allowed; choose one of float32, tf32, bf16"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

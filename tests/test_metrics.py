@@ -169,3 +169,66 @@ def test_one_label_alone_has_no_pairs():
 
 def test_epsilon_is_the_papers():
     assert EPSILON == 1e-9
+
+
+def test_bos_attention_of_counted_rows_by_hand():
+    """Two sequences; of the first, rows 1 and 3 count, of the second, row 2 alone."""
+    weights = torch.full((2, 1, 4, 4), 99.0)
+    counted = torch.tensor([[False, True, False, True], [False, False, True, False]])
+    weights[0, 0, 1] = torch.tensor([0.5, 0.5, 0, 0])
+    weights[0, 0, 3] = torch.tensor([0.1, 0, 0, 0.1])
+    weights[1, 0, 2] = torch.tensor([-0.2, 0.8, 0, 0])
+    results = {name: value.item() for name, value in metrics.bos_attention(weights, counted).items()}
+    assert results == pytest.approx(
+        {
+            "abs_attn_bos": 0.4 / 3,
+            "abs_attn_all": 1.8 / 3,
+            "rel_attn_bos": (0.5 + 0.5 - 1 / 3) / 3,
+            "rel_attn_bos_global": (0.5 - 1 / 3) / 2,
+            "mag_attn_bos_global": (0.5 + 0.2) / 2,
+        },
+        rel=1e-6,
+    )
+
+
+def test_counting_the_rows_of_induction_gives_its_scores():
+    weights = torch.rand(3, 5, 2, 7, 7, generator=torch.Generator().manual_seed(0)).tril()
+    counted = torch.zeros(3, 5, 7, dtype=torch.bool)
+    counted[..., 1:5] = True
+    expected = metrics.bos_attention(weights)
+    for name, value in metrics.bos_attention(weights, counted).items():
+        torch.testing.assert_close(value, expected[name])
+
+
+def test_a_sink_is_seen_where_it_is():
+    """Head 0 puts 3/4 of what its rows have on key 2, head 1 is uniform with half of its weight in an outlet."""
+    weights = torch.zeros(2, 2, 3, 4)  # (sequences, heads, rows, keys)
+    weights[:, 0, :, 2], weights[:, 0, :, 1] = -1.5, 0.5
+    weights[:, 1] = 0.125
+    weights[:, :, 0] = 99.0  # a row that does not count
+    found = metrics.sink_place(weights, torch.tensor([[False, True, True]] * 2))
+    assert found["sink_place"][0] == 2
+    torch.testing.assert_close(found["sink_share"], torch.tensor([0.75, 0.25]))
+    torch.testing.assert_close(found["row_sum"], torch.tensor([-1.0, 0.5]))
+
+
+def test_value_drain_by_hand():
+    values = torch.tensor([[[3.0, 4.0], [10.0, 0.0], [0.0, 15.0]]])[None]  # norms 5, 10, 15
+    assert metrics.value_drain(values, 0).tolist() == pytest.approx([0.5])
+    assert metrics.value_drain(values, -1).tolist() == pytest.approx([1.5])
+
+
+def test_residual_peaks_by_hand():
+    states = torch.tensor([[[8.0, 0.0], [0.0, 2.0], [-2.0, 0.0]]])  # norms 8, 2, 2; one sequence
+    found = {name: value.item() for name, value in metrics.residual_peaks(states, 0).items()}
+    numbers = [8, 0, 0, 2, -2, 0]
+    mean = sum(numbers) / 6
+    second, fourth = (sum((x - mean) ** power for x in numbers) / 6 for power in (2, 4))
+    assert found["residual_peak"] == pytest.approx(2)
+    assert found["residual_max_median"] == pytest.approx(8 / (0 + EPSILON))  # torch's median is the lower one
+    assert found["residual_kurtosis"] == pytest.approx(fourth / second**2)
+
+
+def test_residual_kurtosis_of_a_gaussian_is_three():
+    states = torch.randn(4, 100, 64, generator=torch.Generator().manual_seed(0))
+    assert metrics.residual_peaks(states, 0)["residual_kurtosis"].item() == pytest.approx(3, abs=0.1)

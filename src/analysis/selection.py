@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from src.config import FIELDS, IN_EVERY_HASH
+from src.config import DEFAULTS, FIELDS, IN_EVERY_HASH
 from src.errors import ConfigError, LogError
 from src.extensions import short_name
 from src.tasks import Task, find_task
@@ -111,7 +111,7 @@ def commonest(runs: pd.DataFrame, name: str) -> Any:
     """The value of a field that most runs have; where several are as common, the default of RunConfig if it is one."""
     counts = runs[name].value_counts()
     most = list(counts.index[counts == counts.max()])
-    default = FIELDS[name].default
+    default = DEFAULTS[name]
     return default if default in most else min(most)
 
 
@@ -202,7 +202,7 @@ def setting_in_words(runs: pd.DataFrame, besides: Sequence[str] = ()) -> str:
     parts = [short_name(name).replace("_", " ") for name in names[:1]]
     for name in sorted(FIELDS, key=lambda name: name == "lr"):
         values = runs[name].dropna().unique() if name in runs and name not in (*NOT_POOLED, *besides) else []
-        if len(values) == 1 and (name in always or values[0] != task.defaults.get(name, FIELDS[name].default)):
+        if len(values) == 1 and (name in always or values[0] != task.defaults.get(name, DEFAULTS[name])):
             parts.append(in_words(name, values[0], task))
     text = ", ".join(parts)
     return text[:1].upper() + text[1:]

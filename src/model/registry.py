@@ -8,8 +8,9 @@ import torch
 from src.errors import ConfigError, require
 from src.extensions import is_external, load, short_name
 from src.model.attention import PAPER, AttentionType
+from src.model.mitigations import MITIGATIONS
 
-ATTENTION = PAPER
+ATTENTION = PAPER | MITIGATIONS
 _checked: set[int] = set()  # ids of the user's objects that have passed the check
 
 

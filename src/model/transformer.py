@@ -16,6 +16,7 @@ what the tokens are: the host would wait for it in every step.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
@@ -82,10 +83,18 @@ def prefix_ids(tokens: Tensor) -> Tensor:
     return torch.stack(columns, dim=-1).view(S, B, T)
 
 
+def take(x: Tensor, places: Tensor) -> Tensor:
+    """The rows of x (N, ...) at `places`: x itself, which costs nothing, where those are all its rows in order. On a
+    GPU that is not asked: the host would wait."""
+    if len(places) == len(x) and not x.is_cuda and bool((places[1:] > places[:-1]).all()):
+        return x
+    return x.index_select(0, places)
+
+
 def gather(layer: Callable[[Tensor], Tensor], x: Tensor, index: Tensor) -> Tensor:
     """`layer` of the rows of x (S · N, C) that stand at `index` (S · B, T): (S · B, T, C'), each computed once."""
     places = index.flatten()
-    rows = layer(x).index_select(0, places) if len(x) <= len(places) else layer(x.index_select(0, places))
+    rows = take(layer(x), places) if len(x) <= len(places) else layer(take(x, places))
     return rows.view(*index.shape, -1)
 
 
@@ -150,16 +159,25 @@ class Attention(nn.Module):
         few_rows = self.num_heads * q.shape[1] * len(x) <= S * T * x.shape[1]
         attend = self.attend_to_rows if few_rows and self.type.whole is None else self.attend_to_places
         mixed, weights = attend(q, x, index, mask)
-        mixed = mixed.index_select(0, wanted)
+        mixed = take(mixed, wanted)
         if self.output_gate is not None:
             mixed = mixed * self.gates(x, index, read, wanted)
         return self.output(mixed), weights
 
     def gates(self, x: Tensor, index: Tensor, read: slice, wanted: Tensor) -> Tensor:
         """What each head's output is multiplied by, of the inputs at the wanted places: (S · M, C)."""
-        inputs = x.index_select(0, index[:, read].flatten().index_select(0, wanted))
+        inputs = take(x, take(index[:, read].flatten(), wanted))
         gates = torch.sigmoid(self.output_gate(inputs))
         return gates.repeat_interleave(x.shape[1] // gates.shape[1], dim=1)
+
+    def mean_gates(self, x: Tensor) -> Tensor | None:
+        """The gates of each head, of values or output, at the inputs x (S · N, C): (S · N, H); None if ungated."""
+        if self.output_gate is not None:
+            return torch.sigmoid(self.output_gate(x)).unflatten(1, (self.num_heads, -1)).mean(-1)
+        if self.value_gate is not None:
+            values = self.value(x).view(self.members, -1, self.num_heads, self.head_dim)
+            return self.value_gate.gates(values).view(-1, self.num_heads)
+        return None
 
     def attend_to_places(self, q: Tensor, x: Tensor, index: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Values mixed for the queries q (S · B, R, C), as (S · B · R, C), and the weights (S · B, H, R, T)."""
@@ -213,8 +231,23 @@ class Attention(nn.Module):
         return weights[..., :-1], weights[..., -1:]
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What a block shows of itself, at every position, to those who ask.
+
+    Args:
+        values: What attention mixes, (S, B, H, T, D), after the gate of values where there is one.
+        gates: Each head's gate, (S, B, H, T), the mean where it has one for each element; None without gates.
+        states: The residual stream after the block, (S, B, T, C).
+    """
+
+    values: Tensor
+    gates: Tensor | None
+    states: Tensor
+
+
 class Block(nn.Module):
-    """`x += attention(LN(x))`, `x += MLP(LN(x))`."""
+    """`x += attention(LN(x))`, `x += MLP(LN(x))`; `x = …` without `use_residual`."""
 
     def __init__(
         self,
@@ -225,8 +258,10 @@ class Block(nn.Module):
         longest_row: int,
         use_mlp: bool,
         use_layernorm: bool,
+        use_residual: bool,
     ):
         super().__init__()
+        self.use_residual = use_residual
         norm = LayerNorm if use_layernorm else nn.Identity
         self.attention_norm = norm(members, embed_dim)
         self.attention = Attention(members, embed_dim, num_heads, kind, longest_row)
@@ -237,8 +272,20 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Shapes as in `Attention.forward`: the S · M wanted rows after the block, and the weights."""
         mixed, weights = self.attention(self.attention_norm(x), index, read, wanted, mask)
-        x = x.index_select(0, index[:, read].flatten().index_select(0, wanted)) + mixed
+        if not self.use_residual:
+            return (mixed if self.mlp is None else self.mlp(mixed)), weights
+        x = take(x, take(index[:, read].flatten(), wanted)) + mixed
         return (x if self.mlp is None else x + self.mlp(x)), weights
+
+    def show(self, x: Tensor, index: Tensor, after: Tensor, next_index: Tensor) -> Shown:
+        """What it shows of the rows x (S · N, C) that it gets and the rows `after` it, at their indices (S · B, T)."""
+        attention, x = self.attention, self.attention_norm(x)
+        S, H = attention.members, attention.num_heads
+        values = gather(attention.values, x, index).unflatten(-1, (H, -1)).transpose(1, 2).unflatten(0, (S, -1))
+        gates = attention.mean_gates(x)
+        if gates is not None:
+            gates = gather(nn.Identity(), gates, index).transpose(1, 2).unflatten(0, (S, -1))
+        return Shown(values, gates, gather(nn.Identity(), after, next_index).unflatten(0, (S, -1)))
 
 
 class Transformer(nn.Module):
@@ -264,6 +311,7 @@ class Transformer(nn.Module):
         positional_type: str,
         use_mlp: bool,
         use_layernorm: bool,
+        use_residual: bool,
         generators: Sequence[Generator],
     ):
         super().__init__()
@@ -274,7 +322,8 @@ class Transformer(nn.Module):
         self.position_embedding = None if positional_type == "no" else Embedding(S, MAX_POSITIONS, width)
         kind = find_attention(attention_type)
         self.blocks = nn.ModuleList(
-            Block(S, embed_dim, num_heads, kind, longest_row, use_mlp, use_layernorm) for _ in range(num_layers)
+            Block(S, embed_dim, num_heads, kind, longest_row, use_mlp, use_layernorm, use_residual)
+            for _ in range(num_layers)
         )
         self.norm = LayerNorm(S, embed_dim) if use_layernorm else nn.Identity()
         self.head = Linear(S, embed_dim, num_classes)
@@ -309,17 +358,20 @@ class Transformer(nn.Module):
             return torch.cat([x, self.position_embedding(places)], dim=-1)
         return x
 
-    def forward(self, tokens: Tensor, read: slice = EVERYWHERE) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, tokens: Tensor, read: slice = EVERYWHERE, shown: list[Shown] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Each member's tokens (S, B, T), at most 512 long, to its logits (S, B, R, classes) at the R positions
         of `read`.
 
         Also returns each block's attention weights: (S, B, H, T, T), of the last block (S, B, H, R, T). Tokens may
         be vectors (S, B, T, features), where the model is of such. A single model takes tokens (B, T) too, and
-        returns everything without the dimension S.
+        returns everything without the dimension S. What each block shows is appended to `shown`, where that is given,
+        with `read` everywhere.
         """
         vectors = tokens.is_floating_point()
         if tokens.dim() == 2 + vectors:
-            (logits,), weights = self(tokens[None], read)
+            (logits,), weights = self(tokens[None], read, shown)
             return logits, [w[0] for w in weights]
         S, B, T = tokens.shape[:3]
         x, index = self.embed(tokens)
@@ -330,7 +382,10 @@ class Transformer(nn.Module):
             at = read if block is self.blocks[-1] else EVERYWHERE
             wanted, next_index = every(index.view(S, B, T)[:, :, at]) if ids is None else distinct(ids[:, :, at])
             wanted = of_members(wanted, next_index.numel() // S).flatten()
+            before = x
             x, w = block(x, index, at, wanted, None if mask is None else mask[at])
             weights.append(w.unflatten(0, (S, B)))
+            if shown is not None:
+                shown.append(block.show(before, index, x, next_index))
             index = next_index
         return gather(self.head, self.norm(x), index).unflatten(0, (S, B)), weights

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from src.config import ConfigError, require
+from src.errors import ConfigError, require
 from src.pretrained.checkpoint import Checkpoint, Slab
 from src.pretrained.gala import OUTER, GalaConfig, stored_shapes
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from src.config import ConfigError, require
+from src.errors import ConfigError, require
 from src.pretrained.gala import IN_LAYER, OUTER, GalaConfig, config_of, stored_shapes
 
 PATHS = OUTER | IN_LAYER

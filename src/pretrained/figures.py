@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from src.analysis.figures import COLUMN, KERNEL_COLOURS, PAGE
-from src.pretrained.analysis import Analysis
+from src.pretrained.results import Analysis
 from src.pretrained.statistics import MASSIVE_MAGNITUDE
 
 OTHERS = ["#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666"]

@@ -14,8 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from src.config import ConfigError, require
+from src.errors import ConfigError, require
 from src.model.cpu import Linear
+from src.pretrained.statistics import Heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +145,7 @@ class RMSNorm(nn.Module):
 
 
 class Layer(nn.Module):
-    """One layer. `forward` also returns the attention weights, which are exactly 0 where nothing is seen."""
+    """One layer. `forward` also returns its attention: the weights are exactly 0 where nothing is seen."""
 
     def __init__(self, config: GalaConfig):
         super().__init__()
@@ -178,13 +179,13 @@ class Layer(nn.Module):
         layer.load_state_dict(output_by_input | scales, assign=True)
         return layer.requires_grad_(False)
 
-    def forward(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Residual stream x (B, T, D), bias (B, N, T, T) → the stream after this layer, weights (B, N, T, T)."""
-        attended, weights = self.attention(self.attention_prenorm(x), bias)
+    def forward(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Heads]:
+        """Residual stream x (B, T, D), bias (B, N, T, T) → the stream after this layer, its heads."""
+        attended, heads = self.attention(self.attention_prenorm(x), bias)
         x = x + self.attention_postnorm(attended)
-        return x + self.ffn_postnorm(self.feed_forward(self.ffn_prenorm(x))), weights
+        return x + self.ffn_postnorm(self.feed_forward(self.ffn_prenorm(x))), heads
 
-    def attention(self, u: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def attention(self, u: Tensor, bias: Tensor) -> tuple[Tensor, Heads]:
         b, t, d = u.shape
         n, h = self.config.num_heads, self.config.head_dim
         q, k, v = self.qkv(u.view(b * t, d)).view(b, t, 3, n, h).permute(2, 0, 3, 1, 4)  # each (B, N, T, H)
@@ -194,7 +195,7 @@ class Layer(nn.Module):
         # sigmoid weights stay float32 where the rest is bfloat16
         weights = logits.softmax(-1).to(v.dtype) if self.config.attention == "softmax" else logits.sigmoid()
         mixed = (weights @ v.to(weights.dtype)).to(v.dtype)  # (B, N, T, H)
-        return self.out(mixed.transpose(1, 2).reshape(b * t, n * h)).view(b, t, d), weights
+        return self.out(mixed.transpose(1, 2).reshape(b * t, n * h)).view(b, t, d), Heads(weights, k, v)
 
     def feed_forward(self, u: Tensor) -> Tensor:
         rows = u.view(-1, u.shape[-1])  # (B·T, D)

@@ -6,64 +6,108 @@ equally, and does not depend on batches or padding. Attention is averaged over q
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from src.metrics import EPSILON, entropy
+from src.metrics import EPSILON
 
 SINK_LENGTH, SINK_THRESHOLD = 64, 0.3  # T and ε of Gu et al. (ICLR 2025)
 MASSIVE_MAGNITUDE, MASSIVE_RATIO = 100, 1000  # Sun et al. (2024)
 TOP = 5  # activations kept of each prompt and layer
 MAP_LENGTH = 64  # positions of the attention maps kept
+PROFILE_LENGTH = 64  # keys of the profile over positions
+ROWS = 128  # queries reduced at a time: causal rows then skip most of the keys that they can't see
 
 # Averages over queries of: the row's largest weight (the published `max_proportion`, which is no proportion);
-# the same as a share of the row's sum (the sparsity score as the paper's text defines it); the first key's
-# share; the sum; entropy in nats of the row renormalised to 1; the same over the logarithm of how many keys
-# the row sees; exp(entropy), the effective number of keys; and α₁ of Gu et al.
+# the same as a share of the row's sum (the sparsity score as the paper's text defines it); the shares of the
+# first key, of other keys that are delimiters, and of the rest; the sum; entropy in nats of the row renormalised
+# to 1; the same over the logarithm of how many keys the row sees; exp(entropy), the effective number of keys; and
+# α₁ of Gu et al.
 QUANTITIES = (
     "max_proportion",
     "max_share",
     "first_token_proportion",
+    "delimiter_proportion",
+    "other_proportion",
     "row_sum",
     "entropy",
     "normalised_entropy",
     "effective_keys",
     "alpha_1",
 )
+# Of a prompt's heads: the first token's value and key norms over the mean norms of its other tokens'.
+NORMS = ("value_norm_ratio", "key_norm_ratio")
+# Of a prompt's residual stream: norm of the first token's state, mean norm of the others', and the kurtosis of a
+# token's entries (3 if they are normal), averaged over tokens.
+STATES = ("norm_first", "norm_others", "kurtosis")
 
 
-def query_quantities(weights: Tensor) -> dict[str, Tensor]:
-    """Each query's quantities (B, N, Q) of weights (B, N, Q, K)."""
+class Heads(NamedTuple):
+    """What attention is made of: weights (B, N, Q, K); keys and values (B, M, T, H) of M groups of heads, if known."""
+
+    weights: Tensor
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+
+def query_quantities(weights: Tensor, delimiter: Tensor, causal: bool = False) -> dict[str, Tensor]:
+    """Each query's quantities (B, N, Q) of weights (B, N, Q, K), for keys that are delimiters (B, K) or not.
+
+    causal: weights of keys after the query are 0, and are not looked at.
+    """
+    size = weights.shape[2]
+    starts = range(0, size, ROWS) if causal else [0]
+    blocks = [slice(start, start + ROWS if causal else size) for start in starts]
+    parts = [
+        row_quantities(weights[:, :, rows, : rows.stop if causal else None], delimiter[:, : rows.stop])
+        for rows in blocks
+    ]
+    return {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}
+
+
+def row_quantities(weights: Tensor, delimiter: Tensor) -> dict[str, Tensor]:
+    weights = weights.float().contiguous()
+    b, n, q, k = weights.shape
     maximum, total, first = weights.amax(-1), weights.sum(-1), weights[..., 0]
-    nats = entropy(weights)
+    later = delimiter.clone()
+    later[:, 0] = False  # the first key is a class of its own
+    delimiters = torch.bmm(weights.view(b, n * q, k), later[:, :, None].float()).view(b, n, q)
+    # with p = w / S: -Σ p log p = log S - Σ w log w / S, and a row of zeros has none
+    nats = total.clamp(min=EPSILON).log() + torch.special.entr(weights).sum(-1) / total.clamp(min=EPSILON)
+    whole = total + EPSILON
     return {
         "max_proportion": maximum,
-        "max_share": maximum / (total + EPSILON),
-        "first_token_proportion": first / (total + EPSILON),
+        "max_share": maximum / whole,
+        "first_token_proportion": first / whole,
+        "delimiter_proportion": delimiters / whole,
+        "other_proportion": (total - first - delimiters) / whole,
         "row_sum": total,
-        "entropy": nats,
-        "effective_keys": nats.exp(),
+        "entropy": nats.clamp(min=0),
+        "effective_keys": nats.clamp(min=0).exp(),
     }
 
 
-def attention_sums(weights: Tensor, valid: Tensor, seen: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+def attention_sums(quantities: dict[str, Tensor], valid: Tensor, seen: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """Sums over queries of the `QUANTITIES` S, (B, S, N), and how many queries they are over, (B, S); float64.
 
-    weights (B, N, Q, K); valid (B, Q): queries that are no padding; seen (B, Q): how many keys a row sees.
-    Normalised entropy leaves out rows that see one key. α₁ is over the first 64 queries, in prompts that
-    have as many; where attention is not causal rows cannot be cut to 64 keys, and it is over all queries.
+    quantities (B, N, Q) of `query_quantities`; valid (B, Q): queries that are no padding; seen (B, Q): how many
+    keys a row sees. Normalised entropy leaves out rows that see one key. α₁ is over the first 64 queries, in
+    prompts that have as many; where attention is not causal rows cannot be cut to 64 keys, and it is over all.
     """
-    quantities = query_quantities(weights.float())
     several = valid & (seen > 1)
     if causal:
         early = torch.arange(valid.shape[1], device=valid.device) < SINK_LENGTH
         sink = valid & early & (valid[:, :SINK_LENGTH].sum(1, keepdim=True) == SINK_LENGTH)
     else:
         sink = valid
-    quantities["normalised_entropy"] = quantities["entropy"] / seen.clamp(min=2).log()[:, None]
-    quantities["alpha_1"] = quantities["first_token_proportion"]
+    quantities = quantities | {
+        "normalised_entropy": quantities["entropy"] / seen.clamp(min=2).log()[:, None],
+        "alpha_1": quantities["first_token_proportion"],
+    }
     over = {"normalised_entropy": several, "alpha_1": sink}
     masks = [over.get(name, valid) for name in QUANTITIES]
     sums = [
@@ -73,28 +117,76 @@ def attention_sums(weights: Tensor, valid: Tensor, seen: Tensor, causal: bool) -
     return torch.stack(sums, 1), torch.stack(masks, 1).sum(-1).double()
 
 
+def key_profile(weights: Tensor, total: Tensor, valid: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """Of each prompt the α_k of its first `PROFILE_LENGTH` keys, (B, N, K), and which of them count, (B, K).
+
+    α_k is the mean over queries i ≥ k (all, where attention is not causal) of key k's share of row i (Gu et al.,
+    2025); total (B, N, Q): the rows' sums. A key counts in prompts of at least twice as many tokens as precede
+    and include it, so that enough queries see it.
+    """
+    keys = torch.arange(min(PROFILE_LENGTH, weights.shape[-1]), device=weights.device)
+    scale = valid[:, None] / (total + EPSILON)  # (B, N, Q)
+    sums = (scale[:, :, None] @ weights[..., : len(keys)].float())[:, :, 0]  # (B, N, K)
+    length = valid.sum(1, keepdim=True)
+    queries = (length - keys if causal else length.expand(-1, len(keys))).clamp(min=1)
+    return sums / queries[:, None], length >= 2 * (keys + 1)
+
+
+def norm_ratios(vectors: Tensor | None, valid: Tensor, num_heads: int) -> Tensor:
+    """Norm of the first token's vector over the mean norm of the prompt's others, (B, N); NaN where there are none.
+
+    vectors: values or keys (B, M, T, H) of M groups of heads, or None where the model does not show them.
+    """
+    if vectors is None:
+        return torch.full((len(valid), num_heads), float("nan"), device=valid.device)
+    norms = vectors.float().norm(dim=-1)  # (B, M, T)
+    others = valid[:, None, 1:]
+    mean = (norms[..., 1:] * others).sum(-1) / others.sum(-1)
+    return (norms[..., 0] / mean).repeat_interleave(num_heads // norms.shape[1], 1)
+
+
+def state_quantities(hidden: Tensor, valid: Tensor) -> Tensor:
+    """The `STATES` of each prompt's residual stream `hidden` (B, T, D): (B, 3). NaN if there is no other token."""
+    norms, others, count = hidden.norm(dim=-1), valid[:, 1:], valid.sum(1)
+    centred = hidden - hidden.mean(-1, keepdim=True)
+    square = centred.square()
+    kurtosis = square.square().mean(-1) / square.mean(-1).square().clamp(min=1e-30)  # (B, T)
+    return torch.stack(
+        [
+            norms[:, 0],
+            (norms[:, 1:] * others).sum(1) / others.sum(1),
+            (kurtosis * valid).sum(1) / count,
+        ],
+        1,
+    )
+
+
+def massive_entries(hidden: Tensor, median: Tensor, valid: Tensor) -> Tensor:
+    """Which entries of `hidden` (B, T, D) are massive activations (Sun et al., 2024): more than 100 and at least
+    1000 times the prompt's median magnitude (B,); valid (B, T)."""
+    magnitude = hidden.abs()
+    limit = (MASSIVE_RATIO * median)[:, None, None]
+    return (magnitude > MASSIVE_MAGNITUDE) & (magnitude >= limit) & valid[..., None]
+
+
+def median_magnitudes(hidden: Tensor, valid: Tensor) -> Tensor:
+    """Median magnitude of each prompt's entries (B,), the lower one of two."""
+    rows = [state[mask].abs().flatten().cpu().numpy() for state, mask in zip(hidden, valid, strict=True)]
+    # a tenth of the time that torch's median takes
+    found = [float(np.partition(row, (len(row) - 1) // 2)[(len(row) - 1) // 2]) for row in rows]
+    return torch.tensor(found, device=hidden.device)
+
+
 def largest_activations(hidden: Tensor, valid: Tensor) -> dict[str, Tensor]:
     """The largest entries of each prompt's residual stream `hidden` (B, T, D) at valid positions (B, T).
 
-    value, position, dimension: (B, TOP), by falling magnitude; median: (B,) median magnitude of the prompt's
-    entries; massive: (B,) how many are massive activations (Sun et al., 2024): more than 100 and at least
-    1000 times the median. Magnitudes missing in very small states are 0.
+    value, position, dimension: (B, TOP), by falling magnitude. Magnitudes missing in very small states are 0.
     """
-    found = [
-        largest_of_prompt(state[mask].float(), mask.nonzero()[:, 0]) for state, mask in zip(hidden, valid, strict=True)
-    ]
-    return {name: torch.stack([one[name] for one in found]) for name in found[0]}
-
-
-def largest_of_prompt(state: Tensor, positions: Tensor) -> dict[str, Tensor]:
-    """`largest_activations` of one prompt, of its valid rows (n, D), which are at `positions` (n,)."""
-    width, magnitude = state.shape[1], state.abs().flatten()
-    places = magnitude.topk(min(TOP, len(magnitude))).indices
-    median = magnitude.median()
-    massive = magnitude[magnitude > MASSIVE_MAGNITUDE] >= MASSIVE_RATIO * median
-    top = {"value": state.flatten()[places], "position": positions[places // width], "dimension": places % width}
-    padded = {name: torch.nn.functional.pad(x, (0, TOP - len(places))) for name, x in top.items()}
-    return padded | {"median": median, "massive": massive.sum()}
+    width = hidden.shape[2]
+    states = hidden.masked_fill(~valid[..., None], 0).flatten(1)
+    places = states.abs().topk(min(TOP, states.shape[1])).indices
+    top = {"value": states.gather(1, places), "position": places // width, "dimension": places % width}
+    return {name: torch.nn.functional.pad(x, (0, TOP - places.shape[1])) for name, x in top.items()}
 
 
 def ratio_mean(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -114,52 +206,99 @@ def ratio_mean(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.nda
 class LayerStatistics:
     """What is known of one layer, filled prompt by prompt. `arrays` is all of its state, for a restart."""
 
-    def __init__(self, num_prompts: int, num_heads: int, causal: bool):
+    def __init__(self, num_prompts: int, num_heads: int, width: int, causal: bool):
         """causal: whether queries see the keys before them only."""
         self.causal = causal
         names, p = len(QUANTITIES), num_prompts
         self.arrays = {
             "sums": np.zeros((p, names, num_heads)),
             "counts": np.zeros((p, names)),
+            "norms": np.full((p, len(NORMS), num_heads), np.nan, np.float32),
+            "states": np.full((p, len(STATES)), np.nan),
             "value": np.zeros((p, TOP), np.float32),
             "position": np.zeros((p, TOP), np.int32),
             "dimension": np.zeros((p, TOP), np.int32),
             "median": np.zeros(p, np.float32),
             "massive": np.zeros(p, np.int64),
+            "massive_sum": np.zeros(width),  # of the states that hold a massive activation
+            "massive_tokens": np.zeros(()),
+            "profile": np.zeros((2, num_heads, PROFILE_LENGTH)),  # Σ over prompts of α_k and of its square
+            "profile_prompts": np.zeros(PROFILE_LENGTH),
             "maps": np.zeros((num_heads, MAP_LENGTH, MAP_LENGTH), np.float32),  # of the first prompt
         }
 
-    def add_attention(self, start: int, weights: Tensor, valid: Tensor, seen: Tensor) -> None:
-        """Prompts start … start + B - 1: see `attention_sums`."""
-        rows = slice(start, start + len(weights))
-        sums, counts = attention_sums(weights, valid, seen, self.causal)
-        self.arrays["sums"][rows], self.arrays["counts"][rows] = sums.cpu().numpy(), counts.cpu().numpy()
+    def add_attention(
+        self,
+        start: int,
+        heads: Heads,
+        valid: Tensor,
+        seen: Tensor,
+        delimiter: Tensor,
+    ) -> None:
+        """Prompts start … start + B - 1: see `query_quantities`, `attention_sums` and `norm_ratios`."""
+        a, weights, rows = self.arrays, heads.weights, slice(start, start + len(heads.weights))
+        quantities = query_quantities(weights, delimiter, self.causal)
+        sums, counts = attention_sums(quantities, valid, seen, self.causal)
+        a["sums"][rows], a["counts"][rows] = sums.cpu().numpy(), counts.cpu().numpy()
+        norms = [norm_ratios(vectors, valid, weights.shape[1]) for vectors in (heads.values, heads.keys)]
+        a["norms"][rows] = torch.stack(norms, 1).cpu().numpy()
+        profile, used = key_profile(weights, quantities["row_sum"], valid, self.causal)
+        profile = (profile * used[:, None]).double().cpu().numpy()
+        a["profile"][:, :, : profile.shape[2]] += [profile.sum(0), (profile**2).sum(0)]
+        a["profile_prompts"][: profile.shape[2]] += used.sum(0).cpu().numpy()
         if start == 0:
             text = weights[0, :, :MAP_LENGTH, :MAP_LENGTH].float() * valid[0, :MAP_LENGTH, None]
             first = text.cpu().numpy()
-            self.arrays["maps"][:, : first.shape[1], : first.shape[2]] = first
+            a["maps"][:, : first.shape[1], : first.shape[2]] = first
 
     def add_hidden(self, start: int, hidden: Tensor, valid: Tensor) -> None:
-        """Prompts start … start + B - 1: see `largest_activations`."""
-        for name, values in largest_activations(hidden, valid).items():
-            self.arrays[name][start : start + len(hidden)] = values.cpu().numpy()
+        """Prompts start … start + B - 1: see `largest_activations`, `massive_entries` and `state_quantities`."""
+        a, rows, hidden = self.arrays, slice(start, start + len(hidden)), hidden.float()
+        top, median = largest_activations(hidden, valid), median_magnitudes(hidden, valid)
+        for name, values in (top | {"median": median, "states": state_quantities(hidden, valid)}).items():
+            a[name][rows] = values.cpu().numpy()
+        a["massive"][rows] = 0
+        if (top["value"][:, 0].abs() > MASSIVE_MAGNITUDE).any():
+            massive = massive_entries(hidden, median, valid)
+            a["massive"][rows] = massive.sum((1, 2)).cpu().numpy()
+            states = hidden[massive.any(-1)].double()
+            a["massive_sum"] += states.sum(0).cpu().numpy()
+            a["massive_tokens"] += len(states)
 
     def results(self) -> dict[str, np.ndarray]:
-        """Of each quantity its mean and `_se` (N,); of the activations:
+        """Of each quantity and ratio of norms its mean and `_se` (N,); of the state's quantities likewise ();
 
-        top_value, top_position, top_dimension, top_prompt (TOP,): the largest of all prompts;
+        alpha_1_texts (P, N): α₁ of each prompt; profile, profile_se (N, K): α_k of the first keys, mean over
+        prompts; top_value, top_position, top_dimension, top_prompt (TOP,): the largest of all prompts;
         largest, largest_se (TOP,): mean over prompts of the 1st, 2nd, … largest magnitude; median_magnitude;
         largest_ratio(_se): mean over prompts of the largest magnitude over the median; massive_per_prompt;
+        massive_mean (D,): mean state of the tokens that hold a massive activation, NaN if none does;
         sink_map (64, 64), sink_map_head: the first prompt's map in the head of largest first-token share.
+        A layer without attention has NaN for all of attention.
         """
         a = self.arrays
         means, errors = ratio_mean(a["sums"], a["counts"][:, :, None])
         results = dict(zip(QUANTITIES, means, strict=True))
         results |= {f"{name}_se": error for name, error in zip(QUANTITIES, errors, strict=True)}
         results["queries"] = a["counts"][:, 0].sum()
-        results |= self._activations()
-        head = int(np.nanargmax(results["first_token_proportion"]))
+        for name, values in zip(NORMS + STATES, [*np.moveaxis(a["norms"], 1, 0), *a["states"].T], strict=True):
+            known = ~np.isnan(values)
+            results[name], results[f"{name}_se"] = ratio_mean(np.where(known, values, 0), known.astype(float))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            place = QUANTITIES.index("alpha_1")
+            results["alpha_1_texts"] = (a["sums"][:, place] / a["counts"][:, place, None]).astype(np.float32)
+            results["massive_mean"] = (a["massive_sum"] / a["massive_tokens"]).astype(np.float32)
+        results |= self._profile() | self._activations()
+        shares = results["first_token_proportion"]
+        head = 0 if np.isnan(shares).all() else int(np.nanargmax(shares))
         return results | {"sink_map": a["maps"][head], "sink_map_head": np.int64(head)}
+
+    def _profile(self) -> dict[str, np.ndarray]:
+        (sums, squares), num = self.arrays["profile"], self.arrays["profile_prompts"]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = sums / num
+            error = np.sqrt(np.maximum(squares / num - mean**2, 0) / (num - 1))
+        return {"profile": mean.astype(np.float32), "profile_se": error.astype(np.float32)}
 
     def _activations(self) -> dict[str, np.ndarray]:
         a = self.arrays
@@ -187,16 +326,54 @@ def stack_layers(layers: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarra
     return {name: np.stack([layer[name] for layer in layers]) for name in layers[0]}
 
 
-def sink_rate(alpha_1: np.ndarray) -> float:
-    """Sink₁^0.3 of Gu et al.: the share of heads (any shape) whose α₁ exceeds 0.3; NaN where α₁ is unknown."""
-    return float("nan") if np.isnan(alpha_1).any() else float((alpha_1 > SINK_THRESHOLD).mean())
+@dataclass(frozen=True)
+class Rate:
+    """A share with its standard error over texts; both NaN where no text is long enough for α₁."""
+
+    value: float
+    error: float
+
+
+def sink_rate(texts: np.ndarray, threshold: float = SINK_THRESHOLD) -> Rate:
+    """The share of heads whose mean α₁ over texts exceeds the threshold, of α₁ (P, …heads).
+
+    Heads without attention (NaN in every text) are left out. The error is the jackknife's over texts.
+    """
+    values = measured(texts)
+    num = len(values)
+    if num == 0 or values.shape[1] == 0:
+        return Rate(float("nan"), float("nan"))
+    total = values.sum(0)
+    rate = float((total / num > threshold).mean())
+    if num == 1:
+        return Rate(rate, float("nan"))
+    without = ((total - values) / (num - 1) > threshold).mean(1)  # (P,): without each text
+    return Rate(rate, float(np.sqrt((num - 1) / num * ((without - without.mean()) ** 2).sum())))
+
+
+def sink_rate_of_texts(texts: np.ndarray, threshold: float = SINK_THRESHOLD) -> Rate:
+    """Sink₁^ε of Gu et al. (2025): the mean over texts, layers and heads of whether α₁ (P, …heads) exceeds ε."""
+    values = measured(texts)
+    if values.size == 0:
+        return Rate(float("nan"), float("nan"))
+    rates = (values > threshold).mean(1)
+    error = rates.std(ddof=1) / np.sqrt(len(rates)) if len(rates) > 1 else float("nan")
+    return Rate(float(rates.mean()), float(error))
+
+
+def measured(texts: np.ndarray) -> np.ndarray:
+    """α₁ (texts that have one, heads that have attention) of α₁ (P, …heads), NaN where there is none."""
+    flat = texts.reshape(len(texts), -1).astype(float)
+    heads = ~np.isnan(flat).all(0)
+    return flat[~np.isnan(flat[:, heads]).all(1)][:, heads]
 
 
 def summary(results: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Mean and quartiles over all heads of each quantity."""
+    """Mean and quartiles of each quantity over the heads that have it, NaN if none has."""
     levels = {"25%": 0.25, "50%": 0.5, "75%": 0.75}
-    return {
-        name: {"mean": float(results[name].mean())}
-        | {label: float(np.quantile(results[name], level)) for label, level in levels.items()}
-        for name in QUANTITIES
-    }
+    found = {}
+    for name in QUANTITIES + NORMS:
+        values = results[name][~np.isnan(results[name])]
+        numbers = [values.mean(), *np.quantile(values, list(levels.values()))] if len(values) else [np.nan] * 4
+        found[name] = dict(zip(("mean", *levels), map(float, numbers), strict=True))
+    return found

@@ -4,17 +4,19 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Sequence
+import string
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from src.config import ConfigError, require
+from src.errors import ConfigError, require
 from src.pretrained.checkpoint import read_file
 from src.pretrained.gala import BUCKET
 
+SYNTHETIC = ("random", "repeated")  # tokens, in the place of texts
 PILE, PILE_SIZE, PILE_SAMPLES = "NeelNanda/pile-10k", 10_000, 1000
 TOKENIZER = "bpe_32k_c4.model"
 TOKENIZER_URL = f"{BUCKET}/tensorflow_datasets/tokenizers/sentencepiece"
@@ -23,23 +25,55 @@ TOKENIZER_SHA256 = "537b5c3158de836f597dc4856b0d01accc6828e099af565ea58cb7896ad3
 
 @dataclass(frozen=True)
 class Prompts:
-    """Token ids (P, T), padded on the right, and which of them are text, (P, T) bool."""
+    """Token ids (P, T), padded on the right, and which of them are text, (P, T) bool.
+
+    delimiter: which are delimiters, (P, T) bool (default: none); prefix: how many tokens were put before a text.
+    """
 
     ids: Tensor
     valid: Tensor
+    delimiter: Tensor = None
+    prefix: int = 0
+
+    def __post_init__(self):
+        if self.delimiter is None:
+            object.__setattr__(self, "delimiter", torch.zeros_like(self.valid))
 
     @classmethod
-    def from_lists(cls, lists: Sequence[Sequence[int]], length: int, pad: int) -> "Prompts":
+    def from_lists(
+        cls, lists: Sequence[Sequence[int]], length: int, pad: int, delimiters: Collection[int] = (), prefix: int = 0
+    ) -> "Prompts":
         """The first `length` ids of each list, padded with `pad` to `length`."""
         rows = [list(ids[:length]) for ids in lists]
-        return cls(
-            torch.tensor([row + [pad] * (length - len(row)) for row in rows]),
-            torch.arange(length) < torch.tensor([[len(row)] for row in rows]),
-        )
+        ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
+        valid = torch.arange(length) < torch.tensor([[len(row)] for row in rows])
+        return cls(ids, valid, torch.isin(ids, torch.tensor(sorted(delimiters), dtype=ids.dtype)) & valid, prefix)
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(self.ids.numpy().tobytes() + self.valid.numpy().tobytes()).hexdigest()
+        parts = (self.ids, self.valid, self.delimiter, torch.tensor(self.prefix))
+        return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
+
+    def uniform_shares(self) -> dict[str, float]:
+        """What the first key, delimiters and other keys would get of attention that is uniform and causal."""
+        position = torch.arange(1, self.ids.shape[1] + 1)
+        later = self.delimiter.clone()
+        later[:, 0] = False
+        first, delimiter = (1 / position).expand(self.ids.shape)[self.valid], (later.cumsum(1) / position)[self.valid]
+        shares = {"first": float(first.mean()), "delimiter": float(delimiter.mean())}
+        return shares | {"other": 1 - sum(shares.values())}
+
+
+def is_delimiter(piece: str) -> bool:
+    """Whether a token's text is punctuation or a line's end, blanks aside."""
+    text = piece.strip(" \u2581")
+    return bool(text) and all(c in string.punctuation or c == "\n" for c in text)
+
+
+def synthetic(kind: str, ids: Sequence[int], num: int, length: int, seed: int) -> list[list[int]]:
+    """`num` texts of `length` ids drawn uniformly of `ids`: all at random, or one of them repeated."""
+    draw = random.Random(seed)
+    return [draw.choices(ids, k=length) if kind == "random" else [draw.choice(ids)] * length for _ in range(num)]
 
 
 def sample_indices(size: int, num: int, seed: int) -> list[int]:
@@ -83,14 +117,15 @@ def load_pile():
 def read_documents(path: Path) -> list[str]:
     require(path.exists(), f"--texts {path} is not there; give a .jsonl or .txt file, or a folder of .txt files")
     if path.is_dir():
-        named = {str(file): read_utf8(file).strip() for file in sorted(path.glob("*.txt"))}
+        named = {str(file): read_utf8(file).strip() for file in sorted(path.glob("[!.]*.txt"))}
     elif path.suffix == ".jsonl":
         lines = read_utf8(path).split("\n")
         named = {f"{path}, line {i}": text_of(path, i, line) for i, line in enumerate(lines, 1) if line.strip()}
     else:
         require(path.suffix == ".txt", f"--texts {path} must end in .jsonl or .txt, or be a folder of .txt files")
-        blocks = "\n".join(line.rstrip() for line in read_utf8(path).splitlines()).split("\n\n")
-        return [block.strip("\n") for block in blocks if block.strip()]
+        # lines end at newlines alone: a form feed or U+2028 is a character like others
+        lines = [line.rstrip(" \t\r") for line in read_utf8(path).split("\n")]
+        return [block.strip("\n") for block in "\n".join(lines).split("\n\n") if block.strip("\n")]
     for place, text in named.items():
         require(bool(text.strip()), f"the text of {place} is empty; remove it")
     return list(named.values())
@@ -98,7 +133,7 @@ def read_documents(path: Path) -> list[str]:
 
 def read_utf8(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8-sig")  # without the mark that some editors put first
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"can't read {path} as UTF-8 text ({one_line(error)})") from error
 
@@ -129,6 +164,16 @@ class GalaTokenizer:
 
     def encode(self, text: str) -> list[int]:
         return self.model.encode(text.replace("\n", "<n>"))
+
+    def piece(self, i: int) -> str:
+        """The text of a token."""
+        return self.model.id_to_piece(i).replace("<n>", "\n")
+
+    @property
+    def ordinary(self) -> list[int]:
+        """Tokens that are neither special nor single bytes."""
+        model = self.model
+        return [i for i in range(len(model)) if not (model.is_control(i) or model.is_unknown(i) or model.is_byte(i))]
 
 
 def fetch_tokenizer(checkpoint: str, own: bool, cache_dir: Path) -> GalaTokenizer:

@@ -10,7 +10,7 @@ from typing import Any
 
 from src.config import STACKABLE
 from src.errors import LogError
-from src.runs.log import HISTORY, as_columns
+from src.runs.reader import HISTORY, as_columns
 from src.tasks import TASKS
 
 MEMBERS = "members"  # the name of the table of a cell's runs

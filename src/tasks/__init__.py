@@ -5,13 +5,22 @@ import difflib
 
 from src.errors import ConfigError, require
 from src.extensions import is_external, load, short_name
-from src.tasks.base import HeadScore, Solved, Task
+from src.tasks.backcopy import Backcopy
+from src.tasks.base import USUAL, HeadScore, Solved, Task
 from src.tasks.classification import Classification
 from src.tasks.induction import Induction
+from src.tasks.trigger import Trigger
 
-__all__ = ["TASKS", "HeadScore", "Solved", "Task", "find_task"]
+__all__ = [
+    "TASKS", "USUAL", "Backcopy", "Classification", "HeadScore", "Induction", "Solved", "Task", "Trigger", "find_task",
+]  # fmt: skip
 
-TASKS: dict[str, type[Task]] = {"induction": Induction, "classification": Classification}
+TASKS: dict[str, type[Task]] = {
+    "induction": Induction,
+    "classification": Classification,
+    "trigger": Trigger,
+    "backcopy": Backcopy,
+}
 NEEDED = ("positional_type", "seq_length", "num_train")  # of a task's defaults
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Generator, Tensor
 
 from src.model.transformer import EVERYWHERE, Transformer
@@ -65,6 +66,19 @@ def largest(heads: np.ndarray) -> np.ndarray:
     return np.nanmax(heads, axis=1)
 
 
+# The paper's values of the fields that each task may set its own default of, but need not.
+USUAL = {
+    "lr": 1e-3,
+    "num_epochs": 10,
+    "batch_size": 256,
+    "embed_dim": 128,
+    "num_layers": 2,
+    "num_heads": 4,
+    "use_mlp": True,
+    "use_layernorm": True,
+}
+
+
 class Task:
     """A task of a stack of S runs, equal in everything but seed, lr and aux_loss_weight.
 
@@ -74,7 +88,7 @@ class Task:
 
     Class attributes:
         defaults: The fields of RunConfig that are None unless a task has them, with this task's values. Needed are
-            positional_type, seq_length and num_train.
+            positional_type, seq_length and num_train; those of USUAL have their value there unless given.
         settings: The fields that tell its runs apart, attention type and seed aside.
         accuracy: The logged metric that a progress bar and a closing table show.
         solved: What says that a run solves the task.
@@ -82,6 +96,7 @@ class Task:
         words: How panels call a value of a field, {("shift_query_token", True): "shift"}, or a field,
             {"aux_loss_weight": "aux"}.
         causal: Whether positions see earlier ones alone.
+        anchor: The position that says nothing of the task, BOS or CLS, so that attention there may be to do nothing.
 
     Attributes of a task that `__init__` sets where they depend on the config:
         read: The positions whose outputs the loss is of, a slice.
@@ -98,6 +113,7 @@ class Task:
     scores: ClassVar[Mapping[str, HeadScore]] = {}
     words: ClassVar[Mapping[Any, str]] = {}
     causal: ClassVar[bool] = False
+    anchor: ClassVar[int] = 0
 
     read: slice = EVERYWHERE
     evaluated: slice = EVERYWHERE
@@ -121,6 +137,13 @@ class Task:
     def accuracies(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """What is logged as eval/NAME after each epoch, (S,) each; logits at the positions evaluated."""
         raise NotImplementedError
+
+    def counted(self, inputs: Tensor) -> Tensor:
+        """The query rows of which sinks are measured, true in (S, B, T); inputs (S, B, T, ...). By default all but the
+        first, which may see itself alone."""
+        counted = inputs.new_ones(inputs.shape[:3], dtype=torch.bool)
+        counted[..., 0] = False
+        return counted
 
     def attention_entropies(self, weights: list[Tensor]) -> list[dict[str, float]]:
         """Of each layer's weights (S, B, H, R, T), for each member: {layer}_{head}_attn_entropy."""

@@ -36,6 +36,7 @@ class Classification(Task):
     }
     words = {"vocab_size": "vocabulary"}
     causal = False
+    anchor = -1
     read = evaluated = slice(-1, None)
 
     @classmethod
@@ -74,6 +75,10 @@ class Classification(Task):
 
     def accuracies(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         return {"acc": (logits[:, :, -1].argmax(-1) == labels).float().mean(1)}
+
+    def counted(self, inputs: Tensor) -> Tensor:
+        """CLS's row, (S, B, T)."""
+        return torch.arange(inputs.shape[-1], device=inputs.device).eq(inputs.shape[-1] - 1).expand(inputs.shape)
 
     def attention_entropies(self, weights: list[Tensor]) -> list[dict[str, float]]:
         return metrics.collect(lambda w: {"attn_entropy": metrics.row_entropy(w[..., -1, :])}, weights)

@@ -97,6 +97,11 @@ class Induction(Task):
         right = (logits.argmax(-1) == targets).float()
         return {"acc_all": right.mean((1, 2)), "acc_induction": right[..., -1].mean(1)}
 
+    def counted(self, inputs: Tensor) -> Tensor:
+        """All query rows but BOS's, the last context token's and the query token's, (S, B, T)."""
+        rows = torch.arange(inputs.shape[-1], device=inputs.device)
+        return ((rows > 0) & (rows < inputs.shape[-1] - 2)).expand(inputs.shape)
+
     def attention_entropies(self, weights: list[Tensor]) -> list[dict[str, float]]:
         return metrics.collect(lambda w: {"attn_entropy": metrics.causal_entropy(w)}, weights)
 

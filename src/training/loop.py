@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import itertools
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,9 @@ from src.errors import ConfigError, require
 from src.extensions import is_external
 from src.model.cpu import keep_freed_memory
 from src.model.transformer import Transformer
+from src.optimizers import StackedOptimizer
 from src.tasks import Task, find_task
+from src.training.measures import measures
 
 
 class Observer:
@@ -32,7 +33,7 @@ class Observer:
 
 
 class DivergedError(Exception):
-    """The loss became infinite or not a number."""
+    """The loss, of training or of evaluation, became infinite or not a number."""
 
 
 def stream(config: RunConfig, purpose: str) -> Generator:
@@ -63,6 +64,7 @@ def build_stack(configs: Sequence[RunConfig]) -> Transformer:
         positional_type=config.positional_type,
         use_mlp=config.use_mlp,
         use_layernorm=config.use_layernorm,
+        use_residual=config.use_residual,
         generators=[stream(member, "initialisation") for member in configs],
     )
 
@@ -82,36 +84,11 @@ def member_of(stack: Transformer, configs: Sequence[RunConfig], i: int) -> Trans
     return model
 
 
-class StackedAdamW:
-    """AdamW with PyTorch's defaults and a learning rate for each member of a stack.
-
-    Neighbours of one learning rate share a group of torch's optimiser, whose parameters are views of the stack's.
-    """
-
-    def __init__(self, model: Transformer, lrs: Sequence[float]):
-        self.parameters = list(model.parameters())
-        self.views: list[tuple[Tensor, Tensor, slice]] = []  # view, parameter, and which members it shows
-        groups, start = [], 0
-        for lr, same in itertools.groupby(lrs):
-            span = slice(start, start := start + len(list(same)))
-            groups.append({"params": [self._view(parameter, span) for parameter in self.parameters], "lr": lr})
-        self.adamw = torch.optim.AdamW(groups, fused=True)
-
-    def _view(self, parameter: Tensor, span: slice) -> Tensor:
-        if span == slice(0, len(parameter)):
-            return parameter
-        view = parameter.detach()[span]
-        self.views.append((view, parameter, span))
-        return view
-
-    def step(self) -> None:
-        for view, parameter, span in self.views:
-            view.grad = None if parameter.grad is None else parameter.grad[span]
-        self.adamw.step()
-
-    def zero_grad(self) -> None:
-        for parameter in self.parameters:
-            parameter.grad = None
+def build_optimizer(model: Transformer, configs: Sequence[RunConfig]) -> StackedOptimizer:
+    """The optimiser of a stack's runs, each with its own learning rate."""
+    config = configs[0]
+    lrs = [member.lr for member in configs]
+    return StackedOptimizer(model, lrs, config.optimizer, config.weight_decay, config.beta2)
 
 
 def num_steps(config: RunConfig) -> int:
@@ -169,7 +146,7 @@ def train_stack(
 
     Returns the stack's model and what became of each run: its summary as `train` returns it, or a
     DivergedError. A run that diverges ends at that epoch and harms no other: members share no number. Those of
-    one learning rate should be neighbours (see StackedAdamW). Raises ConfigError for runs that are no stack, and
+    one learning rate should be neighbours (see StackedOptimizer). Raises ConfigError for runs that are no stack, and
     for a precision that the device lacks.
     """
     config = configs[0]
@@ -189,7 +166,7 @@ def train_stack(
     places = (which * config.num_eval + torch.arange(config.num_eval)).to(device)  # (S, sequences)
     held_out = [x[places] for x in sequences(config.num_eval, "evaluation data")]
     model = build_stack(configs).to(device)
-    optimizer = StackedAdamW(model, [member.lr for member in configs])
+    optimizer = build_optimizer(model, configs)
     orders = [stream(member, "order") for member in of_seed]
     members = Members(configs, model, observers or [()] * len(configs))
 
@@ -197,6 +174,8 @@ def train_stack(
     members.end_epoch(0, 0, [{}] * len(configs), evaluated)
     step = 0
     for epoch in range(1, config.num_epochs + 1):
+        if not members.running:
+            break
         total = torch.zeros(len(configs), device=device)
         order = torch.stack([torch.randperm(config.num_train, generator=order) for order in orders])[which[:, 0]]
         for batch in (which * config.num_train + order).to(device).split(config.batch_size, dim=1):
@@ -207,12 +186,12 @@ def train_stack(
         evaluated, weights = evaluate(model, task, *held_out)
         train_losses = (total / config.num_train).tolist()
         members.end_epoch(epoch, step, [{"train/loss": loss} for loss in train_losses], evaluated)
-        if not members.running:
-            break
     if members.running:
         generators = [stream(member, "label mixing") for member in configs]
         with torch.no_grad():
-            members.finish(task.final_metrics(model, weights, *held_out, generators))
+            final = task.final_metrics(model, weights, *held_out, generators)
+            measured = measures(model, task, held_out[0])
+        members.finish([one | other for one, other in zip(final, measured, strict=True)])
     return model, members.outcomes
 
 
@@ -238,15 +217,15 @@ class Members:
                 observer.on_step(step, losses[i], model)
 
     def end_epoch(self, epoch: int, step: int, trained: list[dict[str, float]], evaluated: list[dict[str, float]]):
-        """Tell observers, and end the runs whose loss is not finite."""
+        """Tell observers, and end the runs whose loss, in training or evaluation, is not finite."""
         for i in list(self.running):
             self.results[i] = {"epoch": epoch, "step": step} | trained[i] | evaluated[i]
             for observer in self.observers[i]:
                 observer.on_epoch(epoch, self.results[i])
-            loss = trained[i].get("train/loss", 0.0)
-            if not math.isfinite(loss):
-                self.outcomes[i] = DivergedError(f"the loss of epoch {epoch} is {loss}")
-                self._end(i, "diverged", self.results[i], str(self.outcomes[i]))
+            for loss in (trained[i].get("train/loss", 0.0), evaluated[i]["eval/loss"]):
+                if not math.isfinite(loss) and i in self.running:
+                    self.outcomes[i] = DivergedError(f"the loss of epoch {epoch} is {loss}")
+                    self._end(i, "diverged", self.results[i], str(self.outcomes[i]))
 
     def finish(self, final: list[dict[str, float]]) -> None:
         for i in list(self.running):
@@ -296,7 +275,7 @@ def check_precision(config: RunConfig, device: str) -> None:
 
 
 def training_step(
-    model: Transformer, optimizer: StackedAdamW, task: Task, inputs: Tensor, targets: Tensor, precision: str
+    model: Transformer, optimizer: StackedOptimizer, task: Task, inputs: Tensor, targets: Tensor, precision: str
 ) -> Tensor:
     """One step of gradient descent of each member on its batch, inputs (S, B, T); their losses (S,), detached."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")

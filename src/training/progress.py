@@ -10,7 +10,15 @@ from src.config import RunConfig
 from src.tasks import find_task
 from src.training.loop import Observer, num_steps
 
-PACE = {"mininterval": 0.5 if sys.stderr.isatty() else 30}  # seconds between lines, in a file few
+
+def watched() -> bool:
+    """Whether somebody looks at stderr as it is written: in a terminal, or in a notebook."""
+    if sys.stderr is None:  # closed
+        return False
+    return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
+
+
+PACE = {"mininterval": 0.5 if watched() else 30}  # seconds between lines, in a file few
 
 
 class ProgressBar(Observer):

@@ -1,23 +1,23 @@
 """Running runs: a stack of them in this process, or many stacks in worker processes that share a log."""
 
 import dataclasses
-import multiprocessing
-import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 
 from src.config import RunConfig
 from src.runs import LogError, RunLog
+from src.runs.provenance import git_commit
+from src.training import processes
 from src.training.loop import Observer, prepare_process, train_stack
 from src.training.stacks import evenly, members_that_fit
 from src.training.wandb_logger import wandb_observers
@@ -112,7 +112,11 @@ class Job:
     device: str = "cpu"
     wandb_mode: str | None = None  # None: W&B is left alone
     fit: bool = False  # whether the stacks are to be cut to what the GPU's memory holds
-    began: float = field(default_factory=time.time)
+    began: int | None = None  # how many attempts at runs the log had then: what failed before is tried again
+
+    def __post_init__(self):
+        if self.began is None:
+            object.__setattr__(self, "began", RunLog(self.log).attempts())
 
     @property
     def points(self) -> list[RunConfig]:
@@ -134,7 +138,6 @@ def work(job: Job) -> None:
     other hands, in case their process dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, who then sends SIGTERM
     signal.signal(signal.SIGTERM, interrupt)
-    threading.Thread(target=die_with_parent, daemon=True).start()
     prepare_process()
     try:
         log = RunLog(job.log)
@@ -178,11 +181,6 @@ def interrupt(*_) -> None:
     raise Interrupted
 
 
-def die_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
 def run_job(job: Job, num_workers: int, every: float = 0.5) -> Iterator[None]:
     """Train the runs of a job in worker processes; yields every so many seconds, for the caller to look at the
     log, and returns when all runs are settled.
@@ -193,18 +191,13 @@ def run_job(job: Job, num_workers: int, every: float = 0.5) -> Iterator[None]:
     """
     log = RunLog(job.log)
     job = job.less(log.states(settled_since=job.began))
-    context = multiprocessing.get_context("spawn")
+    git_commit()  # says if it is unknown, here and not in every worker
     crashes: Counter[str] = Counter()
     false_starts = 0
-    workers: list[multiprocessing.Process] = []
-
-    def start() -> None:
-        workers.append(context.Process(target=work, args=(job,), daemon=True))
-        workers[-1].start()
-
+    workers: list[BaseProcess] = []
     try:
         for _ in range(min(num_workers, len(job.stacks))):
-            start()
+            workers.append(processes.start(work, job, device=job.device))
         while workers:
             connection.wait([worker.sentinel for worker in workers], timeout=every)
             for worker in [w for w in workers if not w.is_alive()]:
@@ -220,10 +213,10 @@ def run_job(job: Job, num_workers: int, every: float = 0.5) -> Iterator[None]:
                         job = job.alone({config.hash for config in suspects})
                     else:
                         give_up_on_killers(log, suspects, crashes)
-                    start()
+                    workers.append(processes.start(work, job, device=job.device))
             yield
     finally:
-        stop(workers)
+        processes.stop(workers)
 
 
 def give_up_on_killers(log: RunLog, suspects: Sequence[RunConfig], crashes: Counter[str]) -> None:
@@ -232,12 +225,3 @@ def give_up_on_killers(log: RunLog, suspects: Sequence[RunConfig], crashes: Coun
         crashes[config.hash] += 1
         if crashes[config.hash] >= CRASHES:
             log.end(config, "failed", {}, error=f"{CRASHES} processes died over it; out of memory?")
-
-
-def stop(workers: Iterable[multiprocessing.Process], patience: float = 10) -> None:
-    for worker in workers:
-        worker.terminate()
-    deadline = time.monotonic() + patience
-    for worker in workers:
-        worker.join(max(0, deadline - time.monotonic()))
-        worker.kill()

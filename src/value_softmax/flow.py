@@ -20,12 +20,12 @@ from src.value_softmax import checks, kernels
 from src.value_softmax.kernels import NORMALISATIONS, TABLE, Model
 from src.value_softmax.model import (
     alphas,
-    check_flow,
     check_state,
     constant,
     gradients_of_rows,
     is_softmax,
     pull_back,
+    solver,
 )
 from src.value_softmax.trajectory import Trajectory
 
@@ -54,19 +54,20 @@ class Orbit:
 def flow(model: Model, V, a, t, *, tol: float = TOLERANCE) -> Trajectory:
     """Gradient flow from V (d, n), a (n) or (T, n) at time 0, at increasing times t (R), such as a geomspace.
 
-    A stiff solver (LSODA) keeps the error below `tol`, relative to 1 or to an entry that is larger.
+    The solver (a stiff one, LSODA, where `model.solver` says so) keeps the error below `tol`, relative to 1 or to an
+    entry that is larger.
     Raises ValueError for input that does not fit and for L1 and softpick, which have none; ArithmeticError where the
     solver gives up.
     """
     V, A = check_state(model, V, a)
-    check_flow(NORMALISATIONS[model.normalisation])
+    method = solver(*_map(model))
     t = checks.increasing("t", t, least=0)
 
     def field(_, state):
         dV, dA = gradients_of_rows(model, state[: V.size].reshape(V.shape), state[V.size :].reshape(A.shape))
         return -np.concatenate((dV.ravel(), dA.ravel()))
 
-    states = _solve(field, np.concatenate((V.ravel(), A.ravel())), t, tol)
+    states = _solve(field, np.concatenate((V.ravel(), A.ravel())), t, tol, method)
     V_t = np.ascontiguousarray(states[:, : V.size]).reshape(-1, *V.shape)
     a_t = np.ascontiguousarray(states[:, V.size :]).reshape(-1, *np.shape(a))
     return Trajectory(model, t, V_t, a_t)
@@ -86,7 +87,8 @@ def orbit(
     u, a, beta_sq = _check_reduced(u, a, beta_sq, normalisation)
     tau = checks.increasing("tau", tau, least=0)
     polarize = _polarization(normalisation, option, u.size, beta_sq)
-    states = _solve(lambda _, y: polarize(y)[1], np.concatenate((u, a)), tau, tol)
+    method = solver(normalisation, option)
+    states = _solve(lambda _, y: polarize(y)[1], np.concatenate((u, a)), tau, tol, method)
     return Orbit(tau, states[:, : u.size], states[:, u.size :], beta_sq, normalisation, option)
 
 
@@ -109,7 +111,7 @@ def reduced_flow(
     u, a, beta_sq = _check_reduced(u, a, beta_sq, normalisation)
     speed = SPEEDS[checks.choice("loss", loss, SPEEDS)]
     log_t = checks.increasing("log_t", log_t)
-    polarize = _polarization(normalisation, option, u.size, beta_sq)
+    method, polarize = solver(normalisation, option), _polarization(normalisation, option, u.size, beta_sq)
 
     def field(ell, y):
         margin, velocity = polarize(y[:-1])
@@ -121,7 +123,7 @@ def reduced_flow(
     settled.terminal = True
     start = np.concatenate((u, a, [0.0]))
     side = 1 if polarize(start[:-1])[0] < beta_sq else -1  # the sign of γ, which it keeps
-    states = _solve(field, start, np.logaddexp(0, log_t), tol, settled if loss == "square" else None)
+    states = _solve(field, start, np.logaddexp(0, log_t), tol, method, settled if loss == "square" else None)
     return Orbit(states[:, -1], states[:, : u.size], states[:, u.size : -1], beta_sq, normalisation, option)
 
 
@@ -151,7 +153,6 @@ def _unsettled(gamma):
 
 def _polarization(normalisation, option, n, beta_sq):
     """The function from y = (u (n), a (n + p)) to ⟨s, u⟩ and (du/dτ, da/dτ), joined."""
-    check_flow(normalisation)
     kind, option = NORMALISATIONS.index(normalisation), constant(normalisation, option)
     s, slope = np.empty(n), np.empty(n + 1)
 
@@ -163,13 +164,13 @@ def _polarization(normalisation, option, n, beta_sq):
     return polarize
 
 
-def _solve(field, start, times, tol, event=None) -> np.ndarray:
+def _solve(field, start, times, tol, method, event=None) -> np.ndarray:
     """States (R, variables) at `times`; after a terminal `event`, the state at the event."""
     step_tol = checks.positive("tol", tol) / MARGIN
     if times[-1] == 0:  # an interval without length is nothing to a solver
         return np.repeat(start[None], len(times), axis=0)
     solution = solve_ivp(
-        field, (0, times[-1]), start, method="LSODA", t_eval=times, rtol=step_tol, atol=step_tol, events=event
+        field, (0, times[-1]), start, method=method, t_eval=times, rtol=step_tol, atol=step_tol, events=event
     )
     if solution.status < 0:
         raise ArithmeticError(f"the flow could not be solved to tolerance {tol}: {solution.message}")
@@ -178,6 +179,12 @@ def _solve(field, start, times, tol, event=None) -> np.ndarray:
         held = np.repeat(solution.y_events[0], len(times) - len(states), axis=0)
         states = np.concatenate((states, held))
     return states
+
+
+def _map(model):
+    """The model's normalisation by name, and its constant if it has one."""
+    name = NORMALISATIONS[model.normalisation]
+    return name, model.option if TABLE[name].allowed != (0.0, 0.0) else None
 
 
 def _check_reduced(u, a, beta_sq, normalisation):

@@ -1,4 +1,4 @@
-"""The compiled core: normalisations, losses, gradients and the descent loop (numba, cached on disk).
+"""The compiled core: normalisations, losses, gradients and the descent loop (numba, cached on disk where it can be).
 
 A step runs in scalar loops over arrays that exist already, so that one of ten coordinates takes 100 to
 600 ns. The loss and the normalisation are picked by number inside the loop: a well-predicted branch costs
@@ -24,9 +24,19 @@ SGD, MOMENTUM, SIGN, ADAM, ADAMW = range(5)
 EPSILON = 1e-10  # in the denominators of L1, Sum, L2 and ReLU, whose sums can vanish
 SOFTPICK_EPSILON = 1e-8  # in softpick's, as published
 
+
+def has_cache() -> bool:
+    """Whether numba finds a folder for what it compiles; there is none in a read-only checkout without a home."""
+    try:
+        njit(cache=True)(has_cache)
+    except RuntimeError:
+        return False
+    return True
+
+
 # Nothing here allocates, so numba need not count references (`_nrt`): counting took three quarters of a step.
 INLINED = {"error_model": "numpy", "forceinline": True, "_nrt": False}
-OPTIONS = INLINED | {"cache": True}
+OPTIONS = INLINED | {"cache": has_cache()}
 compiled = njit(**OPTIONS)
 part = njit(**INLINED)  # made by another function, so that a cache on disk would not find it again
 
@@ -477,6 +487,7 @@ class Normalisation(NamedTuple):
     parameters: int = 0  # how many of the map's own stand behind the scores
     option: float = 0.0  # the constant it takes, where none is given
     allowed: tuple[float, float] = (0.0, 0.0)  # the constant's least and largest value
+    smooth: float = math.inf  # the constant up to which its derivative has no jump
     slides: bool = False  # scores come to rest on a kink, where no derivative holds them: it has no flow
 
 
@@ -485,14 +496,16 @@ TABLE = {
     "Sum": Normalisation(quotient(identity), quotient_pull_back),
     "L2": Normalisation(quotient(squared), quotient_pull_back),
     "Softmax": Normalisation(softmax_weights, simplex_pull_back),
-    "ReLU": Normalisation(quotient(relu), quotient_pull_back),
+    "ReLU": Normalisation(quotient(relu), quotient_pull_back, smooth=-1.0),
     "Sigmoid": Normalisation(sigmoid_weights, separate_pull_back),
     "softmax1": Normalisation(softmax1_weights, simplex_pull_back),
     "softmax_sink": Normalisation(softmax_sink_weights, simplex_pull_back, parameters=1),
-    "entmax": Normalisation(entmax_weights, simplex_pull_back, option=1.5, allowed=(1.0, 2.0)),
+    "entmax": Normalisation(entmax_weights, simplex_pull_back, option=1.5, allowed=(1.0, 2.0), smooth=1.5),
     "softpick": Normalisation(softpick_weights, softpick_pull_back, slides=True),
-    "relu_mean": Normalisation(relu_mean_weights, separate_pull_back),
-    "softmax_clipped": Normalisation(clipped_weights, clipped_pull_back, option=-0.03, allowed=(-1.0, 0.0)),
+    "relu_mean": Normalisation(relu_mean_weights, separate_pull_back, smooth=-1.0),
+    "softmax_clipped": Normalisation(
+        clipped_weights, clipped_pull_back, option=-0.03, allowed=(-1.0, 0.0), smooth=-2.0
+    ),
     "ssmax": Normalisation(ssmax_weights, ssmax_pull_back, parameters=1),
 }
 NORMALISATIONS = tuple(TABLE)

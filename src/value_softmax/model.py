@@ -73,17 +73,20 @@ def parameters(model: Model) -> int:
     return TABLE[NORMALISATIONS[model.normalisation]].parameters
 
 
-def check_flow(normalisation: str) -> None:
-    """ValueError for a normalisation without a flow.
+def solver(normalisation: str, option: float | None = None) -> str:
+    """SciPy's method for the flow under that normalisation; ValueError for one without a flow.
 
-    Elsewhere a jump of the derivative (entmax with α = 2, ReLU, relu_mean, softmax_clipped) is crossed, or is an end:
-    the solver's steps grow small there, and the derivative from the side that it stands on is the right one.
+    LSODA, which is at ease with the slow ends of polarization, cannot cross a jump of the derivative (entmax with
+    α > 3/2, ReLU, relu_mean, softmax_clipped, where a score leaves the support). DOP853 can, its steps growing small
+    there; on either side the derivative is the one of that side.
     """
-    if TABLE[checks.choice("normalisation", normalisation, NORMALISATIONS)].slides:
+    option, row = constant(normalisation, option), TABLE[normalisation]
+    if row.slides:
         raise ValueError(
             f"normalisation is {normalisation!r}: its scores come to rest on its kink at 0, where it has no derivative "
             "and so no flow; follow it by `descend`"
         )
+    return "LSODA" if option <= row.smooth else "DOP853"
 
 
 def check_state(model: Model, V, a) -> tuple[np.ndarray, np.ndarray]:

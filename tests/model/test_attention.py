@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.model.registry import ATTENTION
+from src.model.attention import PAPER as ATTENTION
 
 CAUSAL = torch.ones(2, 2).tril().bool()
 e, sig = math.exp, lambda x: 1 / (1 + math.exp(-x))

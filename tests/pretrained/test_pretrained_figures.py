@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from src.pretrained import figures
-from src.pretrained.analysis import Analysis, Place, analyse_gala, load_all, missing_commands
+from src.pretrained.analysis import analyse_gala
+from src.pretrained.results import Analysis, Place, load_all, missing_commands
 from src.pretrained.texts import Prompts
 
 

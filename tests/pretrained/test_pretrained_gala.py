@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from src.config import ConfigError
+from src.errors import ConfigError
 from src.pretrained.gala import GalaConfig, Head, Layer, alibi_slopes, attention_bias, stored_shapes
 from src.pretrained.statistics import query_quantities
 
@@ -24,7 +24,7 @@ def forward(cache, reference):
     for i in range(cache.config.num_layers):
         x, p = Layer.from_stored(cache.config, cache.layer(i, torch.float32))(x, bias)
         outputs.append(x.numpy())
-        weights.append(p)
+        weights.append(p.weights)
     head = Head(cache.config, outer)
     return {"logits": head(x), "final_hidden": head.norm(x), "layer_outputs": outputs, "weights": weights}
 
@@ -49,7 +49,7 @@ def test_query_quantities(forward, reference):
         "row_sum": "total_attention_weight",
     }
     for layer, weights in enumerate(forward["weights"]):
-        found = query_quantities(weights)
+        found = query_quantities(weights, torch.zeros(len(weights), weights.shape[-1], dtype=torch.bool))
         for ours, theirs in names.items():
             assert_allclose(found[ours], reference[theirs][layer], **TOLERANCE)
 
@@ -77,7 +77,8 @@ def test_other_sizes(attention, heads, length):
     )
     layer, ids = random_layer(config), torch.randint(1, 30, (2, length), generator=torch.Generator().manual_seed(1))
     x = torch.randn(2, length, 20, generator=torch.Generator().manual_seed(2))
-    output, weights = layer(x, attention_bias(config, ids))
+    output, (weights, keys, values) = layer(x, attention_bias(config, ids))
+    assert keys.shape == values.shape == (2, heads, length, 5)
     assert output.shape == x.shape
     assert weights.shape == (2, heads, length, length)
     u = layer.attention_prenorm(x)
@@ -98,7 +99,7 @@ def test_padding_changes_nothing(cache):
     layer = Layer.from_stored(cache.config, cache.layer(0, torch.float32))
     embedding, ids = cache.outer(torch.float32)["embedding"], torch.tensor([[5, 9, 0, 7]])
     padded = torch.nn.functional.pad(ids, (0, 3))
-    (x, p), (y, q) = (layer(embedding[i], attention_bias(cache.config, i)) for i in (ids, padded))
+    (x, (p, *_)), (y, (q, *_)) = (layer(embedding[i], attention_bias(cache.config, i)) for i in (ids, padded))
     assert_allclose(x, y[:, :4], rtol=1e-5, atol=1e-6)
     assert_allclose(p, q[:, :, :4, :4], rtol=1e-5, atol=1e-7)
 
@@ -108,7 +109,7 @@ def test_bfloat16_is_near(cache, reference):
     ids = torch.from_numpy(reference["input_ids"]).long()
     x, bias = cache.outer(torch.bfloat16)["embedding"][ids], attention_bias(cache.config, ids)
     for i in range(cache.config.num_layers):
-        x, p = Layer.from_stored(cache.config, cache.layer(i, torch.bfloat16))(x, bias)
+        x, (p, *_) = Layer.from_stored(cache.config, cache.layer(i, torch.bfloat16))(x, bias)
         assert x.dtype == torch.bfloat16
         difference = np.abs(p.float().numpy() - reference["attn_probs"][i])
         assert difference.max() < 0.1

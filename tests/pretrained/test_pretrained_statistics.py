@@ -10,13 +10,19 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from src.pretrained.statistics import (
+    PROFILE_LENGTH,
     QUANTITIES,
     TOP,
+    Heads,
     LayerStatistics,
     attention_sums,
     largest_activations,
+    massive_entries,
+    median_magnitudes,
+    query_quantities,
     ratio_mean,
     sink_rate,
+    sink_rate_of_texts,
 )
 
 
@@ -27,13 +33,16 @@ def causal_weights(num: int, length: int, seed: int, heads: int = 2) -> torch.Te
 
 def measured(weights, hidden, lengths, batches, causal=True) -> dict[str, np.ndarray]:
     """Results of prompts of these lengths, added in batches of these sizes, each cut to its longest prompt."""
-    layer, start = LayerStatistics(len(weights), weights.shape[1], causal), 0
+    layer, start = LayerStatistics(len(weights), weights.shape[1], hidden.shape[2], causal), 0
+    delimiter = torch.arange(weights.shape[-1]) % 3 == 0
     for size in batches:
         rows = slice(start, start + size)
         longest = max(lengths[rows])
         valid = torch.arange(longest) < torch.tensor(lengths[rows])[:, None]
         seen = torch.arange(1, longest + 1).expand(len(valid), -1)
-        layer.add_attention(start, weights[rows, :, :longest, :longest], valid, seen)
+        values = hidden[rows, None, :longest]  # of one group of heads
+        heads = Heads(weights[rows, :, :longest, :longest], keys=values + 1, values=values)
+        layer.add_attention(start, heads, valid, seen, delimiter[:longest].expand(len(valid), -1))
         layer.add_hidden(start, hidden[rows, :longest], valid)
         start += size
     return layer.results()
@@ -55,19 +64,22 @@ def test_independent_of_batches_and_padding(lengths, cuts, seed):
     whole, parts = measured(weights, hidden, lengths, [num]), measured(weights, hidden, lengths, batches)
     assert whole["queries"] == sum(lengths)
     for name, value in whole.items():
-        assert_allclose(parts[name], value, rtol=1e-6, atol=1e-7, err_msg=name)
+        assert_allclose(parts[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_hand_computed():
     """Two queries of an unnormalised kernel: rows (0.2), (0.1, 0.3)."""
     weights = torch.tensor([[[[0.2, 0, 0], [0.1, 0.3, 0], [9.0, 9, 9]]]])
     valid, seen = torch.tensor([[True, True, False]]), torch.tensor([[1, 2, 3]])
-    sums, counts = attention_sums(weights, valid, seen, causal=True)
+    delimiter = torch.tensor([[True, True, False]])  # the first key is a class of its own
+    sums, counts = attention_sums(query_quantities(weights, delimiter), valid, seen, causal=True)
     nats = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
     expected = {
         "max_proportion": 0.5,
         "max_share": 1.75,
         "first_token_proportion": 1.25,
+        "delimiter_proportion": 0.75,
+        "other_proportion": 0,
         "row_sum": 0.6,
         "entropy": nats,
         "normalised_entropy": nats / math.log(2),  # of the second row alone
@@ -75,19 +87,58 @@ def test_hand_computed():
         "alpha_1": 0.0,  # has fewer than 64 tokens
     }
     assert_allclose(sums[0, :, 0], [expected[name] for name in QUANTITIES], atol=1e-6)
-    assert counts[0].tolist() == [2, 2, 2, 2, 2, 1, 2, 0]
+    assert counts[0].tolist() == [2, 2, 2, 2, 2, 2, 2, 1, 2, 0]
     assert sums.dtype == torch.float64
 
 
 def test_alpha_is_over_the_first_64_tokens():
     weights = causal_weights(2, 70, 0)
     valid = torch.arange(70) < torch.tensor([[70], [63]])  # the second prompt is too short
-    sums, counts = attention_sums(weights, valid, torch.arange(1, 71).expand(2, -1), causal=True)
+    quantities = query_quantities(weights, torch.zeros_like(valid), causal=True)
+    sums, counts = attention_sums(quantities, valid, torch.arange(1, 71).expand(2, -1), causal=True)
     alpha = QUANTITIES.index("alpha_1")
     assert counts[:, alpha].tolist() == [64, 0]
     assert_allclose(sums[0, alpha] / 64, weights[0, :, :64, 0].mean(1), rtol=1e-6)
-    assert sink_rate(np.array([[0.2, 0.31], [0.3, 0.9]])) == 0.5
-    assert math.isnan(sink_rate(np.array([np.nan])))
+
+
+def test_both_sink_rates():
+    """Of three texts and four heads, one without attention: 0.35, 0.25 and 0.65 on average; errors by hand."""
+    texts = np.array([[0.4, 0.2, 0.6, np.nan], [0.3, 0.3, 0.7, np.nan], [np.nan] * 4])  # the last is too short
+    found, per_text = sink_rate(texts), sink_rate_of_texts(texts)
+    assert found.value == pytest.approx(2 / 3)
+    assert found.error == pytest.approx(math.sqrt(1 / 2 * 2 * (1 / 6) ** 2))  # without the first 1/3, the second 2/3
+    assert (per_text.value, per_text.error) == pytest.approx((1 / 2, np.std([2 / 3, 1 / 3], ddof=1) / math.sqrt(2)))
+    assert math.isnan(sink_rate(np.full((2, 3), np.nan)).value)
+    assert math.isnan(sink_rate_of_texts(np.full((2, 3), np.nan)).value)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_blocks_of_rows_and_entropy_of_unnormalised_rows(causal):
+    """More queries than are reduced at a time give what plain formulas give."""
+    weights = 0.7 * causal_weights(2, 300, 3)
+    delimiter = torch.rand(2, 300, generator=torch.Generator().manual_seed(0)) < 0.2
+    found = query_quantities(weights, delimiter, causal)
+    p = weights.double() / weights.double().sum(-1, keepdim=True)
+    assert_allclose(found["entropy"], -torch.special.xlogy(p, p).sum(-1), atol=2e-5)
+    assert_allclose(found["delimiter_proportion"], (p * delimiter[:, None, None])[..., 1:].sum(-1), atol=1e-5)
+    assert_allclose(found["max_share"], p.amax(-1), rtol=1e-5)
+    assert (query_quantities(torch.zeros(1, 1, 2, 2), delimiter[:1, :2])["entropy"] == 0).all()
+
+
+def test_profile_norms_and_states_by_hand():
+    """α_k is the mean over queries i ≥ k; a key counts where at least as many tokens follow as precede it."""
+    weights, hidden = causal_weights(1, 6, 0), torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(1))
+    found = measured(weights, hidden, [6], [1])
+    expected = [weights[0, :, k:, k].mean(1) for k in range(3)]
+    assert_allclose(found["profile"][:, :3], torch.stack(expected, 1), rtol=1e-5)
+    assert np.isnan(found["profile"][:, 3:]).all()
+    assert found["profile"].shape == (2, PROFILE_LENGTH)
+    norms = hidden[0].norm(dim=1)
+    assert_allclose(found["value_norm_ratio"], [norms[0] / norms[1:].mean()] * 2, rtol=1e-5)
+    assert_allclose((found["norm_first"], found["norm_others"]), (norms[0], norms[1:].mean()), rtol=1e-5)
+    centred = hidden[0] - hidden[0].mean(1, keepdim=True)
+    kurtosis = (centred**4).mean(1) / (centred**2).mean(1) ** 2
+    assert_allclose(found["kurtosis"], kurtosis.mean(), rtol=1e-5)
 
 
 def test_published_statistics(reference):
@@ -95,10 +146,10 @@ def test_published_statistics(reference):
     valid = torch.from_numpy(reference["valid_mask"])
     seen = torch.arange(1, valid.shape[1] + 1).expand_as(valid)
     for i, weights in enumerate(torch.from_numpy(reference["attn_probs"])):
-        layer = LayerStatistics(len(weights), weights.shape[1], causal=True)
+        layer = LayerStatistics(len(weights), weights.shape[1], 1, causal=True)
         for start, size in ((0, 4), (4, 2)):
             rows = slice(start, start + size)
-            layer.add_attention(start, weights[rows], valid[rows], seen[rows])
+            layer.add_attention(start, Heads(weights[rows]), valid[rows], seen[rows], torch.zeros_like(valid[rows]))
             layer.add_hidden(start, torch.zeros(size, valid.shape[1], 1), valid[rows])
         found = layer.results()
         for name in ("max_proportion", "first_token_proportion"):
@@ -135,6 +186,12 @@ def test_massive_activations():
     found = largest_activations(hidden, valid)
     assert found["value"][0, :2].tolist() == [-500, 120]
     assert (found["position"][0, 0], found["dimension"][0, 0]) == (1, 3)
-    assert found["massive"].tolist() == [2, 0]
-    assert_allclose(found["median"], [0.1, 10])
+    median = median_magnitudes(hidden, valid)
+    assert_allclose(median, [0.1, 10])
+    assert massive_entries(hidden, median, valid).nonzero().tolist() == [[0, 1, 3], [0, 2, 0]]
     assert largest_activations(hidden[:, :1, :2], valid[:, :1])["value"].shape == (2, TOP)
+    layer = LayerStatistics(2, 1, 5, causal=True)
+    layer.add_hidden(0, hidden, valid)
+    assert layer.arrays["massive"].tolist() == [2, 0]
+    assert_allclose(layer.arrays["massive_sum"], hidden[0, 1:3].sum(0))
+    assert layer.arrays["massive_tokens"] == 2

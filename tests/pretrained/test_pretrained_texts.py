@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from src.config import ConfigError
+from src.errors import ConfigError
 from src.pretrained import texts as texts_module
 from src.pretrained.texts import GalaTokenizer, Prompts, fetch_tokenizer, read_texts, sample_indices
 

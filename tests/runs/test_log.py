@@ -217,4 +217,4 @@ def test_export_on_the_command_line(log, tmp_path, capsys):
     assert "1 runs written to" in capsys.readouterr().out
     assert main(["export", "missing.db", str(tmp_path / "table.parquet")]) == 1
     assert capsys.readouterr().err.startswith("error: there is no run log")
-    assert main(["export", str(log.path), "table.csv"]) == 2
+    assert main(["export", str(log.path), "table.txt"]) == 2

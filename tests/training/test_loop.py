@@ -64,6 +64,10 @@ def test_what_is_observed():
 HEADS = [f"{layer}_{head}" for layer in range(2) for head in range(2)]
 
 
+OF_HEADS = ["attn_entropy", "sink_place", "sink_share", "row_sum", "value_drain"]
+OF_LAYERS = [f"{i}_residual_{name}" for i in range(2) for name in ("peak", "max_median", "kurtosis")]
+
+
 def test_names_of_what_induction_logs():
     _, summary, _ = trained(tiny())
     names = [
@@ -72,21 +76,21 @@ def test_names_of_what_induction_logs():
         "rel_attn_bos",
         "rel_attn_bos_global",
         "mag_attn_bos_global",
-        "attn_entropy",
+        *OF_HEADS,
     ]
     once = ["epoch", "step", "train/loss", "eval/loss", "eval/acc_all", "eval/acc_induction"]
-    assert set(summary) == {*once, *(f"{head}_{name}" for head in HEADS for name in names)}
+    assert set(summary) == {*once, *OF_LAYERS, *(f"{head}_{name}" for head in HEADS for name in names)}
 
 
 def test_names_of_what_classification_logs():
     _, summary, _ = trained(tiny("classification"))
-    names = ["abs_attn_max", "abs_attn_sum", "rel_attn_max", "mag_attn_max", "attn_entropy"]
+    names = ["abs_attn_max", "abs_attn_sum", "rel_attn_max", "mag_attn_max", *OF_HEADS]
     mixing = [
         "top1_dominance_rate_a", "top1_dominance_rate_b", "avg_top1_dominance_rate", "mixed_a_predicts_top1_label",
         "mixed_b_predicts_top1_label", "total_pairs",
     ]  # fmt: skip
     assert set(summary) == {
-        *["epoch", "step", "train/loss", "eval/loss", "eval/acc"],
+        *["epoch", "step", "train/loss", "eval/loss", "eval/acc", *OF_LAYERS],
         *(f"{head}_{name}" for head in HEADS for name in names),
         *(f"mixing/{head}/{name}" for head in HEADS for name in mixing),
     }

@@ -11,9 +11,10 @@ from tiny import tiny
 
 from src.config import ConfigError
 from src.model.registry import ATTENTION
+from src.optimizers import StackedOptimizer
 from src.runs import RunLog
 from src.training import stacks, workers
-from src.training.loop import DivergedError, Observer, check_precision, check_stack, train, train_stack
+from src.training.loop import DivergedError, Observer, build_stack, check_precision, check_stack, train, train_stack
 from src.training.stacks import fastest_stacks, make_stacks
 from src.training.sweep import read_sweep
 
@@ -31,6 +32,10 @@ VARIANTS = [
     for name in ("softmax", "sigmoid_unnorm", "mlp_norm")
 ]
 VARIANTS += [
+    {"task": "trigger", "attention_type": "softmax_sink", "use_residual": False},
+    {"task": "backcopy", "attention_type": "kv_bias", "optimizer": "muon"},
+    {"task": "trigger", "attention_type": "value_gated", "optimizer": "sign", "weight_decay": 0.1},
+    {"task": "classification", "attention_type": "ssmax", "optimizer": "momentum"},
     {"task": "induction", "positional_type": "no", "use_mlp": False, "num_layers": 1},
     {"task": "induction", "positional_type": "add", "use_layernorm": False, "shift_query_token": False},
     {"task": "classification", "use_layernorm": False, "num_heads": 1, "num_layers": 1},
@@ -140,11 +145,9 @@ def test_a_stack_all_of_whose_members_diverge_stops():
 
 def test_members_of_one_learning_rate_need_no_views():
     """One group of AdamW, the parameters themselves: what a single run has."""
-    from src.training.loop import StackedAdamW, build_stack
-
     model = build_stack([tiny(seed=seed) for seed in range(3)])
-    assert not StackedAdamW(model, [1e-3] * 3).views
-    assert len(StackedAdamW(model, [1e-3, 1e-3, 1e-2]).adamw.param_groups) == 2
+    assert not StackedOptimizer(model, [1e-3] * 3).views
+    assert len(StackedOptimizer(model, [1e-3, 1e-3, 1e-2]).optimizer.param_groups) == 2
 
 
 def test_every_attention_type_stacks():

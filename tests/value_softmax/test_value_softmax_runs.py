@@ -1,11 +1,12 @@
 """The paper's runs start where it says, and end where they did."""
 
 import dataclasses
+import tempfile
 
 import numpy as np
 import pytest
 
-from src.value_softmax import descent, plain, runs
+from src.value_softmax import descent, kernels, plain, runs
 from src.value_softmax.kernels import EPSILON, LOSSES, PAPERS_NORMALISATIONS
 from src.value_softmax.trajectory import entropy
 
@@ -121,3 +122,14 @@ def test_softmax_without_epsilon_is_softmax_with_it_to_1e_11():
 def test_an_unknown_run_is_refused():
     with pytest.raises(ValueError, match="name is 'figure 9': choose one of logistic"):
         runs.run("figure 9")
+
+
+def test_where_nothing_can_be_cached_it_is_compiled_anew(monkeypatch):
+    """In a read-only checkout without a home numba refuses to be asked for a cache."""
+    assert kernels.has_cache()
+
+    def refuse(**_):
+        raise PermissionError
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # by which numba tries folders
+    assert not kernels.has_cache()

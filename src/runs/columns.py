@@ -1,0 +1,88 @@
+"""The columns of a table of runs: each becomes what it is, once, however the table was written."""
+
+import json
+import re
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import numpy as np
+import pandas as pd
+
+from src.config import FIELD_TYPES, FIELDS, IN_EVERY_HASH
+from src.runs.reader import HISTORY
+
+TRUTHS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+TEXTS = ("hash", "state", "error", "process", "device", "torch", "code")
+NUMBERS = ("started", "seconds")
+COUNTS = ("epoch", "step")
+
+
+def _kind(annotation: Any) -> type:
+    if get_origin(annotation) in (Union, UnionType):
+        (annotation,) = (part for part in get_args(annotation) if part is not NoneType)
+    return str if get_origin(annotation) is Literal else annotation
+
+
+# bool, int, float or str, for the fields of RunConfig and the columns that every run has.
+KINDS = {name: _kind(annotation) for name, annotation in FIELD_TYPES.items()}
+KINDS |= dict.fromkeys(TEXTS, str) | dict.fromkeys(NUMBERS, float)
+
+
+def is_measured(name: str) -> bool:
+    """Whether a column is a result of training, by how results are called; others are of the config, or say how the
+    run went."""
+    return "/" in name or name in COUNTS or re.match(r"\d+_\d+_", name) is not None
+
+
+def plain(runs: pd.DataFrame) -> pd.DataFrame:
+    """The table with plain numpy columns: numbers, truths and texts that are missing nowhere as such, texts with None
+    where missing, numbers with NaN, histories as lists. A field of RunConfig that is newer than the table has its
+    default."""
+    runs = pd.DataFrame({name: plain_column(name, runs[name]) for name in runs}, index=runs.index)
+    for name, field in FIELDS.items():
+        if len(runs) and name not in IN_EVERY_HASH and field.default is not None:
+            given = runs[name] if name in runs else pd.Series(None, index=runs.index, dtype=object)
+            runs[name] = plain_column(name, given.astype(object).where(given.notna(), field.default))
+    return runs
+
+
+def plain_column(name: str, column: pd.Series) -> pd.Series:
+    kind = KINDS.get(name)
+    if name.startswith(HISTORY):
+        return pd.Series([as_list(cell) for cell in column], index=column.index, dtype=object)
+    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "fi" and kind in (int, float, None):
+        return as_whole(column) if kind is int else column
+    cells = column.astype(object).where(column.notna(), None)
+    if kind is str:
+        return cells.map(lambda cell: cell if cell is None else str(cell)).astype(object)
+    if kind is bool or (kind is None and cells.map(type).isin((bool, np.bool_)).any()):
+        return as_truths(cells)
+    return as_whole(as_numbers(cells)) if kind is int else as_numbers(cells)
+
+
+def as_list(cell: Any) -> list[float] | None:
+    """A run's values over epochs, from an array, a list or a text in JSON; None where it has none."""
+    cell = json.loads(cell) if isinstance(cell, str) else cell
+    values = cell.tolist() if isinstance(cell, np.ndarray) else cell
+    if not isinstance(values, list):
+        return None
+    return [float("nan") if v is None else float(v) if isinstance(v, str) else v for v in values]
+
+
+def as_truths(cells: pd.Series) -> pd.Series:
+    known = cells.map(lambda cell: cell if cell is None else TRUTHS.get(str(cell).lower(), cell))
+    return known.astype(bool) if known.map(lambda cell: isinstance(cell, bool)).all() else known.astype(object)
+
+
+def as_numbers(cells: pd.Series) -> pd.Series:
+    """Numbers, and texts of numbers; the cells as they are if one is neither."""
+    numbers = pd.to_numeric(cells, errors="coerce")
+    lost = numbers.isna() & cells.notna()
+    if not cells[lost].map(lambda cell: str(cell).strip().lower() in ("nan", "none", "null", "")).all():
+        return cells
+    return numbers.astype(float) if numbers.isna().any() else numbers
+
+
+def as_whole(numbers: pd.Series) -> pd.Series:
+    whole = numbers.dtype.kind == "f" and np.isfinite(numbers).all() and (numbers == np.floor(numbers)).all()
+    return numbers.astype(np.int64) if whole else numbers
