@@ -47,9 +47,11 @@ IN_STYLE = ["default", STYLE]  # nothing is left of a user's matplotlibrc: its t
 plt.style.use(IN_STYLE)
 
 
-def folder_for(source: Path | str) -> Path:
-    """Where figures of these runs are saved: those of the committed table are committed, others are one's own."""
-    return FOLDER if Path(source).resolve() == COMMITTED.resolve() else OWN_FOLDER
+def folder_for(source: Any) -> Path:
+    """Where figures of the runs that `load_runs(source)` gives are saved: those of the committed table are committed,
+    others are one's own."""
+    committed = isinstance(source, str | os.PathLike) and Path(source).resolve() == COMMITTED.resolve()
+    return FOLDER if committed else OWN_FOLDER
 
 
 def save(figure: Figure, name: str, folder: Path | str | None = None) -> list[Path]:
