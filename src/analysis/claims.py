@@ -269,13 +269,13 @@ def told(measure: Callable[[pd.DataFrame], str], runs: pd.DataFrame) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) > 1 or "--help" in arguments:
-        print("usage: python -m src.analysis.claims [SOURCE]", file=sys.stderr)
+    if any(argument.startswith("-") for argument in arguments):
+        print("usage: python -m src.analysis.claims [SOURCE …]", file=sys.stderr)
         return 2
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # where − and → have no code
     try:
-        runs = settled(load_runs(*arguments or [COMMITTED], history=True))
+        runs = settled(load_runs(arguments or COMMITTED, history=True))
         require_columns(runs, ["task"])
         for task in set(runs["task"]) & set(TASKS):
             of_task(runs, task)

@@ -62,7 +62,7 @@ def of_task(title: str, runs: pd.DataFrame) -> str:
     runs = scores.scored(runs, task)
     apart = [name for name in varying(runs) if name != "seed"]
     groups = runs.groupby([*apart, "attention_type"], sort=False, dropna=False)
-    measured = [name for name in ("accuracy", *task.scores, "seconds") if name in runs]
+    measured = [name for name in (task.accuracy, *task.scores, "seconds") if name in runs]
     table = groups["state"].value_counts().unstack(fill_value=0).join(groups[measured].mean().dropna(axis=1, how="all"))
     more = f"\n… and {len(table) - MOST_ROWS} rows more: load_runs has them all" if len(table) > MOST_ROWS else ""
     text = table.head(MOST_ROWS).to_string(float_format="{:.3f}".format, na_rep="–")

@@ -134,9 +134,9 @@ def test_a_notebook_says_what_a_log_of_another_task_cannot_show(name, task, log,
 
 def test_a_run_is_compared_with_those_of_any_log(log):
     runs = of_task(load_runs(log), "classification")
-    assert scores.scored(runs, Classification)[["accuracy", "sparsity", "flip_rate"]].notna().all(axis=None)
+    assert scores.scored(runs, Classification)[["eval/acc", "sparsity", "flip_rate"]].notna().all(axis=None)
     runs = of_task(load_runs(log), "induction")
-    assert scores.scored(runs, Classification)[["accuracy", "sparsity", "flip_rate"]].isna().all(axis=None)
+    assert scores.scored(runs, Classification)[["sparsity", "flip_rate"]].isna().all(axis=None)
 
 
 def test_claims_of_any_log(log, capsys):
@@ -152,7 +152,7 @@ def test_a_closing_table_has_what_varies_as_rows(log):
     blocks = report.of_sweep(load_runs(log)).split("\n\n")
     assert [block.partition(":")[0] for block in blocks] == ["induction", "classification", "Parity"]
     induction = blocks[0].splitlines()
-    assert induction[1].split() == ["finished", "diverged", "accuracy", "seconds"]  # no run solves the task
+    assert induction[1].split() == ["finished", "diverged", "eval/acc_induction", "seconds"]  # no run solves the task
     assert induction[2].split()[:4] == ["lr", "num_epochs", "num_heads", "attention_type"]
     (diverged,) = [line.split() for line in induction if "1.000000e+30" in line or "1e+30" in line]
     assert diverged[-2] == "–"  # what it had measured is not averaged in

@@ -275,7 +275,7 @@ def test_where_pictures_go(tmp_path, monkeypatch):
     monkeypatch.chdir(COMMITTED.parent)
     for source in (COMMITTED, str(COMMITTED), COMMITTED.name):
         assert figures.folder_for(source) == figures.FOLDER
-    for source in ("runs.db", tmp_path / COMMITTED.name, "entity/project/sweep"):
+    for source in ("runs.db", tmp_path / COMMITTED.name, "entity/project/sweep", [COMMITTED, "runs.db"]):
         assert figures.folder_for(source) == figures.OWN_FOLDER
 
 
