@@ -172,7 +172,7 @@ def test_shards_out_of_range(which):
             "method: grid\nparameters: {num_heads: {values: [[1, 2]]}}",
             "num_heads=.1, 2. is a list, which only seed, lr, aux_loss_weight may be",
         ),
-        ("method: grid\nparameters: {lr: {values: [1e-2]}}", "lr='1e-2' must be a number"),
+        ("method: grid\nparameters: {lr: {values: [fast]}}", "lr=fast must be a number"),
         ("method: grid\nparameters: {lr: {min: 0.1, max: 1}}", "parameter lr of a grid needs"),
         ("method: grid\nparameters: {positional_type: {values: [no]}}", "YAML reads no as False"),
         ("method: grid\nparameters: {num_heads: {values: [4, 3]}}", "embed_dim=128 must be a multiple of num_heads=3"),
