@@ -5,20 +5,16 @@ uv run python pretrained.py --model sigmoid --n-samples 1000      # its twin wit
 uv run python pretrained.py --model hf:NAME-OR-PATH --texts FILE  # any Hugging Face model, on texts of yours
 """
 
-import difflib
 import math
-import re
-import shlex
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import numpy as np
-from jsonargparse import ArgumentError, ArgumentParser
 
-from src.config import ConfigError, as_type, require
+from src import cli
+from src.errors import ConfigError, require
 from src.pretrained import analysis, huggingface
 from src.pretrained.analysis import Analysis, Place
 from src.pretrained.cache import open_cache
@@ -27,8 +23,9 @@ from src.pretrained.gala import checkpoint_url, config_of
 from src.pretrained.statistics import QUANTITIES, SINK_LENGTH, SINK_THRESHOLD, sink_rate, summary
 from src.pretrained.texts import PILE, Prompts, fetch_tokenizer, read_texts
 from src.training.loop import choose_device
+from src.values import as_type
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses
+SUMMARY = "Attention statistics of a pretrained language model."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,54 +63,22 @@ TYPES = get_type_hints(Options)
 
 
 def main(arguments: list[str]) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the end of a job's time is a Ctrl-C
-    try:
-        options = parse(arguments)
-        return run_huggingface(options) if options.model.startswith("hf:") else run_gala(options)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except TransferError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        again = shlex.join(["uv", "run", "python", "pretrained.py", *arguments])
-        print(f"\nStopped. What is read and measured stays; the same command goes on: {again}", file=sys.stderr)
-        return INTERRUPTED
+    return cli.run("pretrained.py", command, arguments, TransferError)
+
+
+def command(arguments: list[str]) -> int:
+    options = parse(arguments)
+    return run_huggingface(options) if options.model.startswith("hf:") else run_gala(options)
 
 
 def parse(arguments: list[str]) -> Options:
     """The options, with hyphens or underscores; ConfigError for what is none or has a wrong value."""
-    arguments = [re.sub("^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), a) for a in arguments]
-    parser = ArgumentParser(
-        prog="pretrained.py", description=__doc__.splitlines()[0], exit_on_error=False, allow_abbrev=False
-    )
-    parser.add_class_arguments(Options)
-    try:
-        given = vars(parser.parse_args(arguments))
-    except ArgumentError as error:
-        raise explained(error) from error
+    given = cli.read_options("pretrained.py", SUMMARY, cli.options_of(Options), arguments)
+    require("model" in given, "--model is needed: softmax, sigmoid or hf:NAME-OR-PATH")
+    options = Options(**{name: as_type(name, value, TYPES[name]) for name, value in given.items()})
     for name in ("max_seq_len", "batch_size"):
-        require(given[name] > 0, f"{name}={given[name]} must be at least 1")
-    return Options(**given)
-
-
-def explained(error: ArgumentError) -> ConfigError:
-    """The parser's error in one sentence."""
-    text = " ".join(str(error).split())
-    if unknown := re.search(r"[Uu]nrecognized arguments: --(\w+)|Option '(\w+)' is not accepted", text):
-        name = next(filter(None, unknown.groups()))
-        near = difflib.get_close_matches(name, TYPES, n=1)
-        return ConfigError(f"{name} is no option; " + (f"did you mean {near[0]}?" if near else "see --help"))
-    if re.search("model.*required|required.*model", text, re.I):
-        return ConfigError("--model is needed: softmax, sigmoid or hf:NAME-OR-PATH")
-    key, value = re.search('key "(\\w+)"', text), re.search("(?:Got|Given) value: (.*?)$", text)
-    if key and value:
-        try:
-            as_type(key[1], value[1], TYPES[key[1]])
-        except (ConfigError, KeyError) as better:
-            return ConfigError(str(better))
-    return ConfigError(text)
+        require(getattr(options, name) > 0, f"{name}={getattr(options, name)} must be at least 1")
+    return options
 
 
 def run_gala(options: Options) -> int:

@@ -32,16 +32,17 @@ def as_type(name: str, value: Any, kind: Any) -> Any:
         return one_of(name, value, get_args(kind))
     read, article = KINDS[kind]
     result = read(value)
-    size = " below 2**63" if kind is int and abs(as_float(value) or 0) >= LARGEST else ""
-    require(result is not None, f"{name}={shown(value)} must be {article}{size}")
+    if result is None:
+        size = " below 2**63" if kind is int and abs(as_float(value) or 0) >= LARGEST else ""
+        raise ConfigError(f"{name}={shown(value)} must be {article}{size}")
     return result
 
 
 def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    if isinstance(value, str) and value in allowed:
+        return value
     hint = ' (YAML reads no as False: write "no")' if value is False and "no" in allowed else ""
-    known = isinstance(value, str) and value in allowed
-    require(known, f"{name}={shown(value)} is not allowed; choose one of {', '.join(allowed)}{hint}")
-    return value
+    raise ConfigError(f"{name}={shown(value)} is not allowed; choose one of {', '.join(allowed)}{hint}")
 
 
 def as_bool(value: Any) -> bool | None:

@@ -64,15 +64,27 @@ def test_a_config_file_and_what_overrides_it(tmp_path, capsys):
     assert "is not repeated" in capsys.readouterr().out
 
 
-def test_a_sweep_ends_with_a_table_and_pictures(tmp_path):
+def test_a_sweep_ends_with_a_table_and_pictures(tmp_path, capsys):
     sweep = sweep_file(tmp_path, attention_type=["softmax", "mlp_unnorm"], seed=[0, 1])
-    done = run("--sweep", sweep, "--log", tmp_path / "runs.db", "--figures", tmp_path, "--workers=1")
-    assert done.returncode == 0, done.stderr
-    assert "4 done, 0 failed, 0 resumed" in done.stderr
-    assert "mlp_unnorm" in done.stdout
+    arguments = ["--sweep", f"{sweep}", "--log", f"{tmp_path}/runs.db", "--figures", f"{tmp_path}", "--workers=1"]
+    assert train.main([*arguments, f"--keep_models={tmp_path}/models"]) == 0
+    out, error = capsys.readouterr()
+    assert "4 done, 0 failed, 0 diverged, 0 resumed" in error
+    assert "mlp_unnorm" in out
     for name in ("few_sink_share", "few_induction_training"):
         assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
+    assert f"4 models are in {tmp_path}/models" in out
+    assert len(list((tmp_path / "models").iterdir())) == 4
+    # what is done is not done again; of what is left the log knows the time
+    more = sweep_file(tmp_path, attention_type=["softmax", "mlp_unnorm"], seed=[0, 1, 2])
+    assert train.main(["--sweep", f"{more}", "--log", f"{tmp_path}/runs.db", "--dry_run"]) == 0
+    out, _ = capsys.readouterr()
+    assert "6 runs; the first:" in out
+    assert f"4 of them are in {tmp_path}/runs.db: 2 are left." in out
+    assert "judged by the log's times of such runs (2 of 2)." in out
+    assert train.main(["--sweep", f"{sweep}", "--log", f"{tmp_path}/runs.db", "--dry_run"]) == 0
+    assert "0 are left." in capsys.readouterr().out
 
 
 def test_shards_and_dry_run(tmp_path, capsys):
@@ -81,7 +93,7 @@ def test_shards_and_dry_run(tmp_path, capsys):
     assert train.main([*arguments, "--shard=3/3", "--dry_run", "--workers=2"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("1 runs; the first:")
-    assert "with 2 workers" in out
+    assert "with 1 workers, judged by a few steps of 4 of the runs" in out  # one run keeps one worker busy
     assert not (tmp_path / "runs.db").exists()
 
 
@@ -90,13 +102,13 @@ def test_a_cell_as_an_agent_passes_it(tmp_path):
     log, once = tmp_path / "runs.db", [o for o in options(tiny()) if not o.startswith(("--seed", "--lr"))]
     done = run(*once, "--seed=[0, 1]", "--lr=[0.01, 1e-05]", "--stack=4", "--workers=1", "--log", log)
     assert done.returncode == 0, done.stderr
-    assert "4 done, 0 failed, 0 resumed" in done.stderr
+    assert "4 done, 0 failed, 0 diverged, 0 resumed" in done.stderr
     rows = load_runs(log)
     assert sorted(zip(rows["seed"], rows["lr"], strict=True)) == [(0, 1e-5), (0, 0.01), (1, 1e-5), (1, 0.01)]
     assert rows["process"].nunique() == 1
     sweep = sweep_file(tmp_path, seed=[0, 1, 2], lr=[0.01])
     done = run("--sweep", sweep, "--stack=2", "--log", log, "--figures", tmp_path)
-    assert "3 done, 0 failed, 2 resumed" in done.stderr
+    assert "3 done, 0 failed, 0 diverged, 2 resumed" in done.stderr
     assert len(load_runs(log)) == 5
 
 
@@ -122,10 +134,10 @@ def test_the_job_array_script(tmp_path):
     environment = {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "SLURM_ARRAY_TASK_ID": "2",
-        "SLURM_ARRAY_TASK_COUNT": "3",
+        "SLURM_ARRAY_TASK_COUNT": "1",  # alone submitted again
     }
     done = subprocess.run(
-        ["bash", ROOT / "sweeps" / "slurm.sh", sweep, "--workers=1", "--dry_run"],
+        ["bash", ROOT / "sweeps" / "slurm.sh", sweep, "3", "--workers=1", "--dry_run"],
         cwd=ROOT, env=OUTSIDE | environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
