@@ -318,18 +318,18 @@ def dry_run(options: Options, sweep: Sweep) -> int:
     finer = 1 if size <= MOST else -(-size // A_FEW)
     points = sweep.points(f"{(i - 1) * finer + 1}/{n * finer}")
     prepare_process()
-    print(f"{size:,} runs; the first:")
-    for config in points[:5]:
-        print(" ", report.difference(config))
     runs = estimate.logged(options.log)
     done = set(runs["hash"][runs["state"].isin(estimate.SETTLED)])
     left = [config for config in points if config.hash not in done]
+    needed = time_needed(options, left, size / len(points), runs) if left else "Nothing is to be trained."
+    print(f"{size:,} runs; the first:")
+    for config in points[:5]:
+        print(" ", report.difference(config))
     if finer > 1:
-        print(f"That is more than the {MOST:,} that are trained at once: give --shard or a smaller one.")
+        print(f"That is more than the {MOST:,} that are trained at once: give --shard, or a smaller one.")
     elif len(left) < size:
         print(f"{size - len(left):,} of them are in {options.log}: {len(left):,} are left.")
-    if left:
-        print(time_needed(options, left, size / len(points), runs))
+    print(needed)
     return 0
 
 
