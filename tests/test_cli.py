@@ -85,7 +85,7 @@ def test_a_sweep_ends_with_a_table_and_pictures(tmp_path, capsys):
     assert done.returncode == 0, done.stderr
     assert "4 done, 0 failed, 0 diverged, 0 resumed" in done.stderr
     assert "mlp_unnorm" in done.stdout
-    for name in ("few_sink_share", "few_induction_training"):
+    for name in ("few_induction_sink_share", "few_induction_training"):
         assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
     assert "4 models are in models" in done.stdout
