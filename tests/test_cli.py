@@ -78,12 +78,13 @@ def test_a_sweep_ends_with_a_table_and_pictures(tmp_path, capsys):
     sweep = sweep_file(tmp_path, attention_type=["softmax", "mlp_unnorm"], seed=[0, 1])
     for name in ("src.py", "torch.py", "numpy.py"):  # of another project, where the user is; workers too find ours
         (tmp_path / name).write_text("raise ImportError('not ours')")
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nbackend: qtagg\n")  # neither LaTeX nor Qt is asked for
     paths = ["--sweep", sweep, "--log", "runs.db", "--figures", ".", "--keep_models", "models"]
     done = run(*paths, "--workers=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "4 done, 0 failed, 0 diverged, 0 resumed" in done.stderr
     assert "mlp_unnorm" in done.stdout
-    for name in ("few_sink_share", "few_induction_training"):
+    for name in ("few_induction_sink_share", "few_induction_training"):
         assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
     assert "4 models are in models" in done.stdout
