@@ -80,6 +80,7 @@ def test_a_sweep_ends_with_a_table_and_pictures(tmp_path, capsys):
     sweep = sweep_file(tmp_path, attention_type=["softmax", "mlp_unnorm"], seed=[0, 1])
     for name in ("src.py", "torch.py", "numpy.py"):  # of another project, where the user is; workers too find ours
         (tmp_path / name).write_text("raise ImportError('not ours')")
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nbackend: qtagg\n")  # neither LaTeX nor Qt is asked for
     paths = ["--sweep", sweep, "--log", "runs.db", "--figures", ".", "--keep_models", "models"]
     done = run(*paths, "--workers=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
