@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from src.analysis.rates import at_best_rates
 from src.analysis.scores import columns_like, has_columns, mean_interval, solving
-from src.analysis.selection import alike, require_columns, select, settled, task_class
+from src.analysis.selection import alike, select, settled, task_class
 from src.config import DEFAULTS
 from src.model.attention import PAPER
 from src.model.registry import ATTENTION
@@ -74,27 +75,6 @@ def with_fields(runs: pd.DataFrame) -> pd.DataFrame:
     missing = {name: DEFAULTS[name] for name in NEW_FIELDS if name not in runs}
     runs = runs.assign(**missing)
     return runs.assign(**{name: runs[name].fillna(DEFAULTS[name]) for name in NEW_FIELDS if runs[name].isna().any()})
-
-
-def at_best_rates(runs: pd.DataFrame, *by: str) -> pd.DataFrame:
-    """Of the runs that ended and differ in `by`, attention type, lr and seed alone: those at the learning rate with the
-    lowest mean eval/loss, for each attention type and value of `by`.
-
-    Means are over the seeds that all of its rates have, where there are such; a run that diverged has an infinite loss.
-    Of rates that all diverged, the smallest.
-    """
-    require_columns(runs, ["attention_type", "lr", "seed", "eval/loss"])
-    chosen = [group[group["lr"] == best_rate(group)] for _, group in runs.groupby(["attention_type", *by], sort=False)]
-    return pd.concat(chosen) if chosen else runs
-
-
-def best_rate(runs: pd.DataFrame) -> float:
-    """The learning rate with the lowest mean loss of runs of one function; see `at_best_rates`."""
-    losses = runs.assign(loss=runs["eval/loss"].astype(float).fillna(np.inf))
-    by_seed = losses.pivot_table(index="seed", columns="lr", values="loss", aggfunc="mean", dropna=False)
-    shared = by_seed.dropna()
-    means = (shared if len(shared) else by_seed).mean()
-    return means.index[int(np.argmin(means.to_numpy()))]
 
 
 def of_scene(runs: pd.DataFrame, name: str, **fields: Any) -> pd.DataFrame:

@@ -7,17 +7,11 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from of_trigger import trigger
 
 from src.analysis import figures, hypotheses, mitigations
 from src.config import RunConfig
 from src.errors import LogError
-
-
-def trigger(kind: str, seed: int, bos: float, error: float = 0.01, loss: float = 1e-4, state="finished", **fields):
-    config = RunConfig(task="trigger", attention_type=kind, seed=seed, **fields)
-    measured = {"eval/loss": loss, "eval/max_error": error, "0_0_abs_attn_bos": bos, "0_0_attn_entropy": 0.2}
-    measured |= {"0_0_row_sum": bos, "0_0_value_drain": 0.1, "0_residual_peak": 0.5, "0_residual_max_median": 5.0}
-    return config.to_dict() | {"state": state, "hash": config.hash, "seconds": 9.0} | measured
 
 
 @pytest.fixture
@@ -29,31 +23,6 @@ def runs() -> pd.DataFrame:
     rows += [trigger("relu_mean", seed, 0.0, error=0.8) for seed in range(3)]
     rows += [trigger("gated_head", seed, 0.999) for seed in range(3)]
     return pd.DataFrame(rows)
-
-
-def test_the_rate_is_chosen_by_loss_alone(runs):
-    best = mitigations.at_best_rates(runs)
-    assert best.groupby("attention_type")["lr"].unique().map(list).to_dict() == {
-        "softmax": [3e-3], "softmax1": [1e-3], "relu_mean": [3e-3], "gated_head": [3e-3],
-    }  # fmt: skip
-    assert len(best) == 12
-
-
-def test_a_rate_is_judged_by_the_seeds_that_all_rates_have_and_divergence_is_an_infinite_loss():
-    rows = [trigger("softmax", 0, 1, lr=1e-3, loss=2.0), trigger("softmax", 1, 1, lr=1e-3, loss=0.0)]
-    rows += [trigger("softmax", 0, 1, lr=3e-3, loss=1.0)]
-    assert mitigations.best_rate(pd.DataFrame(rows)) == 3e-3  # of seed 0 alone
-    rows += [trigger("softmax", 0, np.nan, lr=1e-2, loss=np.nan, state="diverged")]
-    assert mitigations.best_rate(pd.DataFrame(rows)) == 3e-3
-    diverged = [trigger("softmax", 0, np.nan, lr=lr, loss=np.nan, state="diverged") for lr in (1e-2, 1e-3)]
-    assert mitigations.best_rate(pd.DataFrame(diverged)) == 1e-3
-
-
-def test_rates_are_chosen_apart_by_what_is_named():
-    rows = [trigger("softmax", 0, 1, optimizer="sgd", lr=lr, loss=loss) for lr, loss in ((1.0, 0.1), (0.1, 0.5))]
-    rows += [trigger("softmax", 0, 1, lr=lr, loss=loss) for lr, loss in ((1e-2, 0.3), (1e-3, 0.2))]
-    best = mitigations.at_best_rates(pd.DataFrame(rows), "optimizer")
-    assert best.set_index("optimizer")["lr"].to_dict() == {"sgd": 1.0, "adamw": 1e-3}
 
 
 def test_a_profile_by_hand():
