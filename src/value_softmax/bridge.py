@@ -50,7 +50,7 @@ STARTS = {"as initialised": False, "from zero scores": True}
 
 
 class State:
-    """S members' scores a (S, keys), values V (S, keys, labels) in logits, and o (S, labels), the rest of the logits."""
+    """S members' scores a (S, keys), values V (S, keys, labels) in logits, and the logits' rest o (S, labels)."""
 
     def __init__(self, a: Tensor, V: Tensor, o: Tensor):
         self.a, self.V, self.o = a, V, o
@@ -251,6 +251,21 @@ def measure(path: Path = RESULTS) -> None:
     unfinished = path.with_suffix(".part.npz")
     np.savez_compressed(unfinished, **arrays)
     unfinished.replace(path)
+
+
+def load(path: Path = RESULTS) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    """What `measure` wrote, by optimiser and start."""
+    followed = {}
+    with np.load(path) as arrays:
+        for name in arrays.files:
+            optimizer, start, quantity = name.split("/", 2)
+            followed.setdefault((optimizer, start), {})[quantity] = arrays[name]
+    return followed
+
+
+def won_by(followed: dict[str, np.ndarray], rung: str, place: np.ndarray) -> np.ndarray:
+    """Per seed the share of rows whose winner on that rung is `place` (S, labels): (S)."""
+    return (followed[f"{rung}/winner"] == place).mean(1)
 
 
 if __name__ == "__main__":
