@@ -74,17 +74,29 @@ def test_a_config_file_and_what_overrides_it(tmp_path, capsys):
     assert "is not repeated" in capsys.readouterr().out
 
 
-def test_a_sweep_ends_with_a_table_and_pictures(tmp_path):
+def test_a_sweep_ends_with_a_table_and_pictures(tmp_path, capsys):
     sweep = sweep_file(tmp_path, attention_type=["softmax", "mlp_unnorm"], seed=[0, 1])
     for name in ("src.py", "torch.py", "numpy.py"):  # of another project, where the user is; workers too find ours
         (tmp_path / name).write_text("raise ImportError('not ours')")
-    done = run("--sweep", sweep, "--log", "runs.db", "--figures", ".", "--workers=1", cwd=tmp_path)
+    paths = ["--sweep", sweep, "--log", "runs.db", "--figures", ".", "--keep_models", "models"]
+    done = run(*paths, "--workers=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "4 done, 0 failed, 0 resumed" in done.stderr
+    assert "4 done, 0 failed, 0 diverged, 0 resumed" in done.stderr
     assert "mlp_unnorm" in done.stdout
     for name in ("few_sink_share", "few_induction_training"):
         assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
+    assert "4 models are in models" in done.stdout
+    assert len(list((tmp_path / "models").iterdir())) == 4
+    # what is done is not done again; of what is left the log knows the time
+    more = sweep_file(tmp_path, attention_type=["softmax", "mlp_unnorm"], seed=[0, 1, 2])
+    assert train.main(["--sweep", f"{more}", "--log", f"{tmp_path}/runs.db", "--dry_run"]) == 0
+    out, _ = capsys.readouterr()
+    assert "6 runs; the first:" in out
+    assert f"4 of them are in {tmp_path}/runs.db: 2 are left." in out
+    assert "judged by the log's times of such runs (2 of 2)." in out
+    assert train.main(["--sweep", f"{sweep}", "--log", f"{tmp_path}/runs.db", "--dry_run"]) == 0
+    assert "0 are left." in capsys.readouterr().out
 
 
 def test_shards_and_dry_run(tmp_path, capsys):
@@ -93,7 +105,7 @@ def test_shards_and_dry_run(tmp_path, capsys):
     assert train.main([*arguments, "--shard=3/3", "--dry_run", "--workers=2"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("1 runs; the first:")
-    assert "with 2 workers" in out
+    assert "with 1 workers, judged by a few steps of 4 of the runs" in out  # one run keeps one worker busy
     assert not (tmp_path / "runs.db").exists()
 
 
@@ -102,13 +114,13 @@ def test_a_cell_as_an_agent_passes_it(tmp_path):
     log, once = tmp_path / "runs.db", [o for o in options(tiny()) if not o.startswith(("--seed", "--lr"))]
     done = here(*once, "--seed=[0, 1]", "--lr=[0.01, 1e-05]", "--stack=4", "--workers=1", "--log", log)
     assert done.returncode == 0, done.stderr
-    assert "4 done, 0 failed, 0 resumed" in done.stderr
+    assert "4 done, 0 failed, 0 diverged, 0 resumed" in done.stderr
     rows = load_runs(log)
     assert sorted(zip(rows["seed"], rows["lr"], strict=True)) == [(0, 1e-5), (0, 0.01), (1, 1e-5), (1, 0.01)]
     assert rows["process"].nunique() == 1
     sweep = sweep_file(tmp_path, seed=[0, 1, 2], lr=[0.01])
     done = here("--sweep", sweep, "--stack=2", "--log", log, "--figures", tmp_path)
-    assert "3 done, 0 failed, 2 resumed" in done.stderr
+    assert "3 done, 0 failed, 0 diverged, 2 resumed" in done.stderr
     assert len(load_runs(log)) == 5
 
 
@@ -134,10 +146,10 @@ def test_the_job_array_script(tmp_path):
     environment = {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "SLURM_ARRAY_TASK_ID": "2",
-        "SLURM_ARRAY_TASK_COUNT": "3",
+        "SLURM_ARRAY_TASK_COUNT": "1",  # alone submitted again
     }
     done = subprocess.run(
-        ["bash", ROOT / "sweeps" / "slurm.sh", sweep, "--workers=1", "--dry_run"],
+        ["bash", ROOT / "sweeps" / "slurm.sh", sweep, "3", "--workers=1", "--dry_run"],
         cwd=ROOT, env=OUTSIDE | environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -157,12 +169,12 @@ def test_a_diverging_run_ends_with_status_1(tmp_path, capsys):
         (["--atention_type=softmax"], "atention_type is no option; did you mean attention_type?"),
         (["--attention_type=relu"], "attention_type=relu is not allowed; choose one of softmax, "),
         (["--num_heads=3"], "embed_dim=128 must be a multiple of num_heads=3"),
-        (["--num_heads=two"], "num_heads='two' must be a whole number"),
+        (["--num_heads=two"], "num_heads=two must be a whole number"),
         (["--embed_dim=33", "--num_heads=1"], "embed_dim=33 must be even with positional_type=concat"),
         (["--task=classification", "--vocab_size=40"], "vocab_size=40 must be 1 more than a multiple of num_labels=4"),
         (["--seq_length=60"], "seq_length=60 needs 57 distinct context tokens"),
         (["--lr=-1"], "lr=-1.0 must be a positive number"),
-        (["--use_mlp=maybe"], "use_mlp='maybe' must be True or False"),
+        (["--use_mlp=maybe"], "use_mlp=maybe must be True or False"),
         (["--device=tpu"], "device=tpu is not allowed; choose one of auto, cpu, cuda"),
         (["--shard=1/2"], "--shard goes with --sweep"),
         (["--figures=here"], "--figures goes with --sweep"),
@@ -173,7 +185,7 @@ def test_a_diverging_run_ends_with_status_1(tmp_path, capsys):
         (["--log=README.md"], "README.md"),
         (["--num_heads=[1, 2]"], "num_heads=[1, 2] is a list, which only seed, lr, aux_loss_weight may be"),
         (["--seed=[]"], "seed=[] is an empty list; give at least one value"),
-        (["--seed=[0, a]"], "seed='a' must be a whole number"),
+        (["--seed=[0, a]"], "seed=a must be a whole number"),
         (["--seed=[0, 1"], "seed=[0, 1 is not valid YAML"),
         (["--sweep=sweeps/quick.yaml", "--shard=20/20"], "shard=20/20 asks for more parts than the sweep has runs"),
         (["--sweep=sweeps/quick.yaml", "--stack=0"], "stack=0 must be auto or a number of at least 1"),

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from src.errors import ConfigError, require
 from src.pretrained.checkpoint import Checkpoint, Slab
 from src.pretrained.gala import OUTER, GalaConfig, stored_shapes
+from src.pretrained.locks import locked
 
 DTYPES = {"float32": ("F32", np.float32), "bfloat16": ("BF16", np.uint16)}  # safetensors' name, bytes as
 MANIFEST, JOURNAL = "cache.json", "journal"
@@ -76,14 +77,27 @@ def open_cache(checkpoint: Checkpoint, root: Path, dtype: str) -> Cache:
     A float32 cache also serves for bfloat16. Raises ConfigError where the disk has too little room or the
     cache is damaged, TransferError where reading breaks off: what was read is kept.
     """
+    root.mkdir(parents=True, exist_ok=True)
     folders = {kind: root / f"{checkpoint.config.attention}-{checkpoint.fingerprint}-{kind}" for kind in DTYPES}
     folder = folders["float32"] if (folders["float32"] / MANIFEST).exists() else folders[dtype]
-    if not (folder / MANIFEST).exists():
-        fill(checkpoint, folder, dtype)
+    with locked(folder.with_name(f"{folder.name}.lock"), f"another process is at the weights in {folder}"):
+        if not (folder / MANIFEST).exists():
+            fill(checkpoint, folder, dtype)
+    return Cache(folder, checkpoint.config, read_manifest(folder, checkpoint.config))
+
+
+def read_manifest(folder: Path, config: GalaConfig) -> dict[str, str]:
+    """The SHA-256 of each file of a finished cache; ConfigError if one is missing or all is damaged."""
     try:
-        return Cache(folder, checkpoint.config, json.loads((folder / MANIFEST).read_text())["sha256"])
-    except (OSError, ValueError, KeyError) as error:
+        hashes = json.loads((folder / MANIFEST).read_text())["sha256"]
+        missing = {layer_file(i) for i in (None, *range(config.num_layers))} - hashes.keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder / MANIFEST} is damaged ({error}); to rebuild it, delete {folder}") from error
+    require(
+        not missing,
+        f"{folder / MANIFEST} is damaged (it has no {', '.join(sorted(missing))}); to rebuild it, delete {folder}",
+    )
+    return hashes
 
 
 def fill(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:

@@ -256,7 +256,11 @@ def fingerprint(url: str, index: bytes, config: bytes | None) -> str:
     parts = [url.rstrip("/").encode(), index, config or b""]
     if not is_remote(url):
         root = Path(url).expanduser().resolve()
-        files = sorted(path for path in (root / "gda" / "model").rglob("*") if path.is_file())
-        stats = [(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        stats = []
+        for folder, _, names in os.walk(root / "gda" / "model", followlinks=True):
+            for path in (Path(folder) / name for name in names):
+                found = path.stat()  # of what a link points to
+                stats.append((str(path.relative_to(root)), found.st_size, found.st_mtime_ns))
+        stats.sort()
         parts += [str(root).encode(), json.dumps(stats).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

@@ -95,7 +95,11 @@ def examine(observed: Observed, prompts: Prompts, device: str) -> Anatomy:
 
 
 def has_sinks(observed: Observed) -> bool:
-    return any(name.rsplit(".", 1)[-1] in ("sinks", "sink_proj") for layer in observed.layers for name, _ in layer.named_parameters())
+    return any(
+        name.rsplit(".", 1)[-1] in ("sinks", "sink_proj")
+        for layer in observed.layers
+        for name, _ in layer.named_parameters()
+    )
 
 
 @torch.inference_mode()
@@ -137,9 +141,7 @@ def measure(
     prompts, layers = measurement.prompts, measurement.layers
     rows = slice(start, start + batch_size)
     longest = int(prompts.valid[rows].sum(1).max())
-    ids, valid, delimiter = (
-        x[rows, :longest].to(device) for x in (prompts.ids, prompts.valid, prompts.delimiter)
-    )
+    ids, valid, delimiter = (x[rows, :longest].to(device) for x in (prompts.ids, prompts.valid, prompts.delimiter))
 
     def on_attention(layer: int, heads: Heads, seen: Tensor | None) -> None:
         if seen is None:  # masks differ between models and layers: a key is seen if any head gives it weight

@@ -85,7 +85,8 @@ def set_massive(means: bool, control: bool) -> Callable[[Setting], tuple[Change,
         values = averages if means else torch.zeros_like(averages)
 
         def change(layer: int, hidden: Tensor, valid: Tensor) -> Tensor:
-            entries = massive_entries(hidden.float(), median_magnitudes(hidden.float(), valid), valid)
+            magnitude = hidden.float().abs()
+            entries = massive_entries(hidden, median_magnitudes(magnitude, valid), valid)
             if control:
                 entries = as_many_others(entries, orders[layer].to(hidden.device))
             return torch.where(entries, values[layer].to(hidden), hidden)

@@ -159,7 +159,9 @@ def reason_of(name: str, error: Exception) -> str:
     text = one_line(error)
     if is_memory_error(error):
         return "it does not fit into memory; try --dtype bfloat16"
-    if re.search("header|Header|deserializ|invalid load key|UnpicklingError|weights_only|Weights only|magic", repr(error)):
+    if re.search(
+        "header|Header|deserializ|invalid load key|UnpicklingError|weights_only|Weights only|magic", repr(error)
+    ):
         return (
             f"a weight file is damaged, a git-lfs pointer (then: git lfs pull) or a pickle that is not only weights "
             f"({text})"
@@ -255,7 +257,13 @@ def safetensors_types(path: Path) -> dict[str, str]:
 
 
 def pickle_types(path: Path) -> dict[str, str]:
-    kinds = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL"}
+    kinds = {
+        torch.float64: "F64",
+        torch.float32: "F32",
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+        torch.bool: "BOOL",
+    }
     tensors = torch.load(path, map_location="meta", weights_only=True)
     return {name: kinds.get(tensor.dtype, str(tensor.dtype)) for name, tensor in tensors.items()}
 

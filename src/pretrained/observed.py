@@ -38,6 +38,21 @@ class Pass:
     on_hidden: Callable[[int, Tensor], Tensor | None]
     masked: Tensor | None = None
     shown: set[int] = field(default_factory=set)
+    counted: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # masks, and the keys seen by them
+
+    def keys_seen(self, mask: Any) -> Tensor | None:
+        """How many keys each query sees (B, T) by an additive mask (B, 1, T, T); None if it is another one."""
+        batch, length = self.shape
+        if not (isinstance(mask, Tensor) and mask.dim() == 4 and mask.is_floating_point()):
+            return None
+        if mask.shape[-2:] != (length, length):
+            return None
+        for known, seen in self.counted:  # layers share a mask or two
+            if known is mask:
+                return seen
+        seen = (mask[:, 0] > torch.finfo(mask.dtype).min / 2).sum(-1).expand(batch, -1)
+        self.counted.append((mask, seen))
+        return seen
 
 
 class Observed:
@@ -117,7 +132,7 @@ class Observed:
             now.shown.add(layer)
             if hasattr(module, "sinks"):
                 weights = weights * sink_scale(output, weights, value)[..., None]
-            now.on_attention(layer, Heads(weights, key, value), keys_seen(attention_mask, now.shape))
+            now.on_attention(layer, Heads(weights, key, value), now.keys_seen(attention_mask))
         return output, weights
 
     def _hide_keys(self, mask: Tensor | None) -> Tensor:
@@ -133,7 +148,9 @@ class Observed:
         layer, now = self.layer_of[module], self.current
         weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
         if layer not in now.shown and is_square(weights, now.shape):
-            require(now.masked is None, f"{self.kind} computes attention in a way of its own: keys can't be masked here")
+            require(
+                now.masked is None, f"{self.kind} computes attention in a way of its own: keys can't be masked here"
+            )
             now.shown.add(layer)
             now.on_attention(layer, Heads(weights), None)
 
@@ -189,9 +206,7 @@ class Observed:
 
             return hook
 
-        handles = [
-            layer.register_forward_pre_hook(before(i), with_kwargs=True) for i, layer in enumerate(self.layers)
-        ]
+        handles = [layer.register_forward_pre_hook(before(i), with_kwargs=True) for i, layer in enumerate(self.layers)]
         try:
             output = self.run(ids, torch.ones_like(ids), on_attention, on_hidden)
         finally:
@@ -231,16 +246,6 @@ def is_square(weights: Any, shape: tuple[int, int]) -> bool:
     batch, length = shape
     is_weights = isinstance(weights, Tensor) and weights.dim() == 4
     return is_weights and (weights.shape[0], *weights.shape[2:]) == (batch, length, length)
-
-
-def keys_seen(mask: Any, shape: tuple[int, int]) -> Tensor | None:
-    """How many keys each query sees (B, T) by an additive mask (B, 1, T, T); None if it is another one."""
-    batch, length = shape
-    if not (isinstance(mask, Tensor) and mask.dim() == 4 and mask.is_floating_point()):
-        return None
-    if mask.shape[-2:] != (length, length):
-        return None
-    return (mask[:, 0] > torch.finfo(mask.dtype).min / 2).sum(-1).expand(batch, -1)
 
 
 def sink_scale(output: Tensor, weights: Tensor, values: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """What analyses leave behind: result files, what is unfinished, and who is at it."""
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -23,6 +22,7 @@ import torch
 
 from src.errors import ConfigError, require
 from src.pretrained.gala import KNOWN
+from src.pretrained.locks import locked
 
 PACKAGES = ("torch", "numpy", "transformers", "gguf", "tensorstore", "sentencepiece")
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -90,18 +90,6 @@ class Place:
         return Analysis(arrays, about)
 
 
-@contextmanager
-def locked(path: Path, reason: str) -> Iterator[None]:
-    """Holds the lock file `path`; if another process does, says the reason and waits."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{reason}; waiting for it (Ctrl-C to leave)", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def check_folder(folder: Path) -> None:
     """Make the folder; ConfigError if it can't be made or written to."""
     probe = folder / f".{os.getpid()}.part"
@@ -117,8 +105,8 @@ def check_folder(folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     require(
         free > FREE_BYTES,
-        f"output_dir={folder} has {free / 1e6:.0f} MB of disk left, and {FREE_BYTES / 1e6:.0f} MB are needed; free some "
-        "or choose another with --output-dir",
+        f"output_dir={folder} has {free / 1e6:.0f} MB of disk left, and needs {FREE_BYTES / 1e6:.0f} MB; free some or "
+        "choose another with --output-dir",
     )
 
 

@@ -5,7 +5,7 @@ prompt's queries in float64 and kept for each prompt; a mean is Σ sums / Σ que
 equally, and does not depend on batches or padding. Attention is averaged over queries that are no padding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +20,8 @@ MASSIVE_MAGNITUDE, MASSIVE_RATIO = 100, 1000  # Sun et al. (2024)
 TOP = 5  # activations kept of each prompt and layer
 MAP_LENGTH = 64  # positions of the attention maps kept
 PROFILE_LENGTH = 64  # keys of the profile over positions
-ROWS = 128  # queries reduced at a time: causal rows then skip most of the keys that they can't see
+ROWS = 64  # queries reduced at a time; causal rows then skip most of the keys that they can't see
+SMALLEST = 1e-37  # above where float32 loses digits
 
 # Averages over queries of: the row's largest weight (the published `max_proportion`, which is no proportion);
 # the same as a share of the row's sum (the sparsity score as the paper's text defines it); the shares of the
@@ -59,26 +60,14 @@ def query_quantities(weights: Tensor, delimiter: Tensor, causal: bool = False) -
 
     causal: weights of keys after the query are 0, and are not looked at.
     """
-    size = weights.shape[2]
-    starts = range(0, size, ROWS) if causal else [0]
-    blocks = [slice(start, start + ROWS if causal else size) for start in starts]
-    parts = [
-        row_quantities(weights[:, :, rows, : rows.stop if causal else None], delimiter[:, : rows.stop])
-        for rows in blocks
-    ]
-    return {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}
-
-
-def row_quantities(weights: Tensor, delimiter: Tensor) -> dict[str, Tensor]:
-    weights = weights.float().contiguous()
-    b, n, q, k = weights.shape
-    maximum, total, first = weights.amax(-1), weights.sum(-1), weights[..., 0]
-    later = delimiter.clone()
-    later[:, 0] = False  # the first key is a class of its own
-    delimiters = torch.bmm(weights.view(b, n * q, k), later[:, :, None].float()).view(b, n, q)
-    # with p = w / S: -Σ p log p = log S - Σ w log w / S, and a row of zeros has none
-    nats = total.clamp(min=EPSILON).log() + torch.special.entr(weights).sum(-1) / total.clamp(min=EPSILON)
-    whole = total + EPSILON
+    rows = [row_quantities(block) for prompt in weights for block in blocks(prompt, causal)]
+    num = len(rows) // len(weights)  # blocks of a prompt
+    sums = [torch.stack([torch.cat(x[i : i + num], 1) for i in range(0, len(x), num)]) for x in zip(*rows, strict=True)]
+    maximum, total, entr = sums  # each (B, N, Q)
+    # with p = w / S: -Σ p log p = log S - Σ w log w / S; a row of zeros has none
+    nats = (total.clamp(min=EPSILON).log() + entr / total.clamp(min=EPSILON)).clamp(min=0)
+    first, whole = weights[..., 0].float(), total + EPSILON
+    delimiters = delimiter_sums(weights, delimiter)
     return {
         "max_proportion": maximum,
         "max_share": maximum / whole,
@@ -86,9 +75,29 @@ def row_quantities(weights: Tensor, delimiter: Tensor) -> dict[str, Tensor]:
         "delimiter_proportion": delimiters / whole,
         "other_proportion": (total - first - delimiters) / whole,
         "row_sum": total,
-        "entropy": nats.clamp(min=0),
-        "effective_keys": nats.clamp(min=0).exp(),
+        "entropy": nats,
+        "effective_keys": nats.exp(),
     }
+
+
+def blocks(weights: Tensor, causal: bool) -> Iterator[Tensor]:
+    """Rows of one prompt's weights (N, Q, K), few enough that a processor keeps them at hand."""
+    for start in range(0, weights.shape[1], ROWS):
+        yield weights[:, start : start + ROWS, : start + ROWS if causal else None]
+
+
+def row_quantities(weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row's largest weight, sum, and -Σ w log w, of weights (..., K)."""
+    positive = weights.float().clamp(min=SMALLEST)  # logarithms of smaller numbers take many times as long
+    return positive.amax(-1), weights.sum(-1, dtype=torch.float32), -positive.log().mul_(positive).sum(-1)
+
+
+def delimiter_sums(weights: Tensor, delimiter: Tensor) -> Tensor:
+    """Each row's weight on keys that are delimiters (B, K), but for the first, which is a class of its own."""
+    b, n, q, k = weights.shape
+    later = delimiter.clone()
+    later[:, 0] = False
+    return torch.bmm(weights.reshape(b, n * q, k), later[:, :, None].to(weights.dtype)).view(b, n, q).float()
 
 
 def attention_sums(quantities: dict[str, Tensor], valid: Tensor, seen: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
@@ -147,18 +156,14 @@ def norm_ratios(vectors: Tensor | None, valid: Tensor, num_heads: int) -> Tensor
 
 def state_quantities(hidden: Tensor, valid: Tensor) -> Tensor:
     """The `STATES` of each prompt's residual stream `hidden` (B, T, D): (B, 3). NaN if there is no other token."""
-    norms, others, count = hidden.norm(dim=-1), valid[:, 1:], valid.sum(1)
-    centred = hidden - hidden.mean(-1, keepdim=True)
-    square = centred.square()
-    kurtosis = square.square().mean(-1) / square.mean(-1).square().clamp(min=1e-30)  # (B, T)
-    return torch.stack(
-        [
-            norms[:, 0],
-            (norms[:, 1:] * others).sum(1) / others.sum(1),
-            (kurtosis * valid).sum(1) / count,
-        ],
-        1,
-    )
+    mean = hidden.mean(-1)
+    square = (hidden - mean[..., None]).square_()
+    variance, fourth = square.mean(-1), torch.linalg.vecdot(square, square) / hidden.shape[2]  # (B, T)
+    norms = ((variance + mean.square()) * hidden.shape[2]).sqrt()
+    kurtosis = fourth / variance.square().clamp(min=1e-30)
+    others, count = valid[:, 1:], valid.sum(1)
+    columns = norms[:, 0], (norms[:, 1:] * others).sum(1) / others.sum(1), (kurtosis * valid).sum(1) / count
+    return torch.stack(columns, 1)
 
 
 def massive_entries(hidden: Tensor, median: Tensor, valid: Tensor) -> Tensor:
@@ -169,23 +174,29 @@ def massive_entries(hidden: Tensor, median: Tensor, valid: Tensor) -> Tensor:
     return (magnitude > MASSIVE_MAGNITUDE) & (magnitude >= limit) & valid[..., None]
 
 
-def median_magnitudes(hidden: Tensor, valid: Tensor) -> Tensor:
-    """Median magnitude of each prompt's entries (B,), the lower one of two."""
-    rows = [state[mask].abs().flatten().cpu().numpy() for state, mask in zip(hidden, valid, strict=True)]
-    # a tenth of the time that torch's median takes
-    found = [float(np.partition(row, (len(row) - 1) // 2)[(len(row) - 1) // 2]) for row in rows]
-    return torch.tensor(found, device=hidden.device)
+def median_magnitudes(magnitude: Tensor, valid: Tensor) -> Tensor:
+    """Median of each prompt's magnitudes (B, T, D), the lower one of two: (B,)."""
+    found = []
+    for prompt, length in zip(magnitude.cpu().numpy(), valid.sum(1).tolist(), strict=True):
+        entries = prompt[:length].ravel()
+        middle = (len(entries) - 1) // 2
+        found.append(float(np.partition(entries, middle)[middle]))  # a tenth of the time that torch's median takes
+    return torch.tensor(found, device=magnitude.device)
 
 
-def largest_activations(hidden: Tensor, valid: Tensor) -> dict[str, Tensor]:
+def largest_activations(hidden: Tensor, magnitude: Tensor, valid: Tensor) -> dict[str, Tensor]:
     """The largest entries of each prompt's residual stream `hidden` (B, T, D) at valid positions (B, T).
 
-    value, position, dimension: (B, TOP), by falling magnitude. Magnitudes missing in very small states are 0.
+    magnitude (B, T, D): of its entries. value, position, dimension: (B, TOP), by falling magnitude. Magnitudes
+    missing in very small states are 0.
     """
-    width = hidden.shape[2]
-    states = hidden.masked_fill(~valid[..., None], 0).flatten(1)
-    places = states.abs().topk(min(TOP, states.shape[1])).indices
-    top = {"value": states.gather(1, places), "position": places // width, "dimension": places % width}
+    # the largest entries are in the tokens whose own largest are largest
+    tokens = magnitude.amax(-1).masked_fill(~valid, -1).topk(min(TOP, valid.shape[1])).indices  # (B, n)
+    rows = torch.arange(len(hidden), device=hidden.device)[:, None]
+    of_text = magnitude[rows, tokens].masked_fill(~valid[rows, tokens][..., None], 0).flatten(1)  # (B, n·D)
+    largest, places = of_text.topk(min(TOP, of_text.shape[1]))
+    position, dimension = tokens.gather(1, places // hidden.shape[2]), places % hidden.shape[2]
+    top = {"value": hidden[rows, position, dimension] * (largest > 0), "position": position, "dimension": dimension}
     return {name: torch.nn.functional.pad(x, (0, TOP - places.shape[1])) for name, x in top.items()}
 
 
@@ -254,7 +265,8 @@ class LayerStatistics:
     def add_hidden(self, start: int, hidden: Tensor, valid: Tensor) -> None:
         """Prompts start … start + B - 1: see `largest_activations`, `massive_entries` and `state_quantities`."""
         a, rows, hidden = self.arrays, slice(start, start + len(hidden)), hidden.float()
-        top, median = largest_activations(hidden, valid), median_magnitudes(hidden, valid)
+        magnitude = hidden.abs()
+        top, median = largest_activations(hidden, magnitude, valid), median_magnitudes(magnitude, valid)
         for name, values in (top | {"median": median, "states": state_quantities(hidden, valid)}).items():
             a[name][rows] = values.cpu().numpy()
         a["massive"][rows] = 0

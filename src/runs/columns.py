@@ -75,12 +75,19 @@ def as_truths(cells: pd.Series) -> pd.Series:
 
 
 def as_numbers(cells: pd.Series) -> pd.Series:
-    """Numbers, and texts of numbers; the cells as they are if one is neither."""
-    numbers = pd.to_numeric(cells, errors="coerce")
-    lost = numbers.isna() & cells.notna()
-    if not cells[lost].map(lambda cell: str(cell).strip().lower() in ("nan", "none", "null", "")).all():
+    """Numbers, and texts of numbers to the last bit; the cells as they are if one is neither."""
+    try:
+        return pd.Series([as_number(cell) for cell in cells], index=cells.index)
+    except (TypeError, ValueError):
         return cells
-    return numbers.astype(float) if numbers.isna().any() else numbers
+
+
+def as_number(cell: Any) -> float:
+    if cell is None or (isinstance(cell, str) and cell.strip().lower() in ("", "none", "null")):
+        return float("nan")
+    if isinstance(cell, str):
+        return int(cell) if re.fullmatch(r"[+-]?\d{1,18}", cell.strip()) else float(cell)
+    return cell if isinstance(cell, int) else float(cell)
 
 
 def as_whole(numbers: pd.Series) -> pd.Series:

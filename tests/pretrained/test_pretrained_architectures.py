@@ -95,9 +95,7 @@ def test_learned_sink(name, prompts, tmp_path):
     found = analyse_model(model, prompts, tmp_path, batch_size=3, device="cpu")
     windows = [model.config.sliding_window if "sliding" in kind else 128 for kind in model.config.layer_types]
     seen = torch.cat([torch.arange(1, n + 1) for n in prompts.valid.sum(1).tolist()]).double()
-    expected = [
-        [0, *((np.e**s / (seen.clamp(max=window) + np.e**s)).mean() for s in (0, 2)), 1] for window in windows
-    ]
+    expected = [[0, *((np.e**s / (seen.clamp(max=window) + np.e**s)).mean() for s in (0, 2)), 1] for window in windows]
     assert_allclose(found["learned_sink_share"], expected, atol=1e-5)
     assert_allclose(found["row_sum"], 1 - np.array(expected), atol=1e-5)
 

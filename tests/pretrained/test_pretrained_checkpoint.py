@@ -1,6 +1,7 @@
 """The reader and the cache: local, by http, through the bucket's interface; damage, interruptions, restarts."""
 
 import json
+import os
 import shutil
 import types
 from pathlib import Path
@@ -256,3 +257,14 @@ def test_slabs_tile(shape, chunks, limit, monkeypatch):
         assert starts == [0] * len(shape)
         assert count[slab].size * 4 <= max(limit, 4 * np.prod(chunks))
     assert (count == 1).all()
+
+
+def test_fingerprint_sees_what_links_point_to(tmp_path):
+    """A checkpoint whose arrays are linked from elsewhere is another one when they change."""
+    copy = shutil.copytree(DATA / "softmax" / "step_00250000", tmp_path / "step")
+    (copy / "gda" / "model").rename(tmp_path / "arrays")
+    (copy / "gda" / "model").symlink_to(tmp_path / "arrays")
+    before = open_checkpoint(str(copy), "softmax").fingerprint
+    assert open_checkpoint(str(copy), "softmax").fingerprint == before
+    os.utime(next(path for path in (tmp_path / "arrays").rglob("[0-9]*") if path.is_file()), (1, 1))
+    assert open_checkpoint(str(copy), "softmax").fingerprint != before

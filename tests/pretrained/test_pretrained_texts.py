@@ -9,7 +9,14 @@ import pytest
 
 from src.errors import ConfigError
 from src.pretrained import texts as texts_module
-from src.pretrained.texts import GalaTokenizer, Prompts, fetch_tokenizer, read_texts, sample_indices
+from src.pretrained.texts import (
+    GalaTokenizer,
+    Prompts,
+    fetch_tokenizer,
+    is_delimiter,
+    read_texts,
+    sample_indices,
+)
 
 REFERENCE = json.loads((Path(__file__).parent / "data" / "tokenizer_reference.json").read_text())
 
@@ -36,6 +43,30 @@ def test_files(tmp_path):
     (tmp_path / "c.jsonl").write_text("\n".join(lines) + "\n")
     drawn = read_texts(str(tmp_path / "c.jsonl"), 4, 7)
     assert drawn == [f"{i}\u2028x" for i in sample_indices(9, 4, 7)]
+
+
+def test_only_newlines_end_lines(tmp_path):
+    """A form feed, U+2028 or U+0085 is a character of the text; Windows' line ends and byte-order marks are none."""
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffone\x0c\u2028\u2028two\r\nmore\r\n\r\n\x0c\n\nthree\u0085\u0085".encode())
+    assert read_texts(str(path), None, 0) == ["one\x0c\u2028\u2028two\nmore", "\x0c", "three\u0085\u0085"]
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "x"}\r\n{"text": "y"}\n')
+    assert read_texts(str(tmp_path / "b.jsonl"), None, 0) == ["x", "y"]
+
+
+def test_delimiters():
+    assert [is_delimiter(piece) for piece in (".", " ,", "\n", "\u2581;", "a.", " ", "", "\n\n", "(")] == [
+        *([True] * 4), *([False] * 3), True, True
+    ]  # fmt: skip
+
+
+def test_uniform_shares_by_hand():
+    """Three tokens, the second a delimiter: rows 1, (1, 1)/2, (1, 1, 1)/3."""
+    prompts = Prompts.from_lists([[5, 9, 7]], 4, 0, delimiters=[9, 5])
+    found = prompts.uniform_shares()
+    assert found["first"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+    assert found["delimiter"] == pytest.approx((0 + 1 / 2 + 1 / 3) / 3)
+    assert sum(found.values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
