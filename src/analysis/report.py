@@ -66,7 +66,7 @@ def of_task(title: str, runs: pd.DataFrame) -> str:
     table = groups["state"].value_counts().unstack(fill_value=0).join(groups[measured].mean().dropna(axis=1, how="all"))
     more = f"\n… and {len(table) - MOST_ROWS} rows more: load_runs has them all" if len(table) > MOST_ROWS else ""
     text = table.head(MOST_ROWS).to_string(float_format="{:.3f}".format, na_rep="–")
-    return f"{title}: {len(runs)} runs\n{text}{more}"
+    return f"{title}: {len(runs):,} run{'s' if len(runs) > 1 else ''}\n{text}{more}"
 
 
 def save_figures(runs: pd.DataFrame, title: str, folder: Path | str | None = None) -> list[Path]:

@@ -64,7 +64,8 @@ def scored(runs: pd.DataFrame, task: type[Task]) -> pd.DataFrame:
             found[name] = measure(runs, score, task.solved)
         except LogError:  # runs that lack what it is of: a second layer, say
             found[name] = np.nan
-    return runs.assign(**found)
+    others = runs.drop(columns=list(found), errors="ignore")
+    return pd.concat([others, pd.DataFrame(found, index=runs.index)], axis=1)
 
 
 def sink_shares(

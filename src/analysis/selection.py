@@ -59,10 +59,11 @@ def require_columns(runs: pd.DataFrame, names: Sequence[str]) -> None:
         raise LogError(f"the table of runs lacks {', '.join(missing)}; is it of the other task, or of other code?")
 
 
-def require_runs(runs: pd.DataFrame, what: str) -> None:
-    """LogError if there is none."""
+def require_runs(runs: pd.DataFrame, what: str) -> pd.DataFrame:
+    """The runs; LogError if there is none."""
     if not len(runs):
         raise LogError(f"the table has no run {what}")
+    return runs
 
 
 def select(runs: pd.DataFrame, **fields: Any) -> pd.DataFrame:
@@ -148,6 +149,9 @@ WORDS = {  # of fields that all tasks have
     ("positional_type", "no"): "no positions",
     ("num_layers", 1): "1 layer",
     ("num_heads", 1): "1 head",
+    ("num_epochs", 1): "1 epoch",
+    ("use_residual", True): "skip connections",
+    ("use_residual", False): "no skip connections",
     "positional_type": "positions",
     "vocab_size": "vocabulary",
 }

@@ -143,9 +143,27 @@ def test_claims_of_any_log(log, capsys):
     assert claims.main([str(log)]) == 0
     out = capsys.readouterr().out
     assert "9 runs of induction, 1 of them diverged, which differ in" in out
-    assert "(a) share of heads: " in out or "(a) no run of" in out
+    assert "2 runs of other tasks" in out
+    assert "(a) no run of softmax to measure this by" in out  # none solves the task
     assert "lr 1e+30 0 of 1 (1 diverged)" in out
     assert "halved" in out
+
+
+def test_claims_of_another_task_are_sentences(log, tmp_path, capsys):
+    runs = load_runs(log, history=True)
+    runs[runs["task"].str.contains("Parity")].to_parquet(tmp_path / "parity.parquet")
+    assert claims.main([str(tmp_path / "parity.parquet")]) == 0
+    said = [
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if line and not line.startswith(("(sinks)", "(rates)", "(set", "(sp"))
+    ]
+    assert said[:3] == [
+        "0 runs of induction",
+        "0 runs of classification",
+        "2 runs of other tasks, of which the paper claims nothing",
+    ]
+    assert all("no run of" in line for line in said[3:])
 
 
 def test_a_closing_table_has_what_varies_as_rows(log):

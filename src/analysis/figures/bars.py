@@ -132,7 +132,8 @@ def bar_figure(
     bars = runs.loc[[place for values in measured for place in values.index]]
     bars = bars[bars["attention_type"].isin(shown)]
     note = [over_seeds(bars, "Mean"), "number of runs (of those trained)"] + [rule] * bool(rule)
-    note += [f"each combination of {', '.join(equally)} weighs the same"] * bool(equally)
+    each = f"each {'combination of ' if len(equally) > 1 else ''}{', '.join(equally)}"
+    note += [f"{each} weighs the same"] * bool(equally)
     twins = any(not look.normalised for look in shown.values())
     add_legend(figure, title(figure, runs, by), *bar_keys(twins), columns=3)
     add_note(figure, "; ".join(note), bars, by)

@@ -95,7 +95,7 @@ def polarization_by_step(entropies: dict[str, np.ndarray], orders: dict[str, np.
             line = {step: scores.mean_interval(at_step) for step, at_step in enumerate(values.T, start=1)}
             draw_line(axes, shown[name], pd.DataFrame.from_dict(line, orient="index", columns=["mean", "low", "high"]))
         axes.set(xscale="log", xlabel="training step", ylim=(0, 1.02))
-    grid[0].set_ylabel("normalised entropy of CLS rows")
+    grid[0].set_ylabel("normalised entropy\nof CLS rows")
     grid[1].set_ylabel("pairs of tokens\nin the order of the end")
     grid[1].axhline(0.5, color="grey", linewidth=0.6, linestyle=":")
     grid[1].annotate("by chance", (1, 0.43), fontsize=6, color="dimgrey")

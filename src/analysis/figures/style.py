@@ -195,9 +195,14 @@ def add_note(figure: Figure, note: str, runs: pd.DataFrame, besides: Sequence[st
     pooled = what_varies(settled(runs).drop(columns=list(besides), errors="ignore"))
     how = "In all" if besides else "Pooled"  # for not every panel need have runs of each
     parts = [note] + ([f"{how}: {pooled}"] if pooled else [])
-    if {"raw_dotproduct_norm", "raw_dotproduct_unnorm"} & set(runs["attention_type"]):
-        parts.append("“linear” is raw_dotproduct_… in configs, “elu · elu” is linear_…")
+    parts += [caution(runs["attention_type"])] * bool(caution(runs["attention_type"]))
     figure.supxlabel(balanced(". ".join(parts), int(21 * figure.get_figwidth())), fontsize=6, color="dimgrey")
+
+
+def caution(names: Iterable[str]) -> str:
+    """What may be misread where a figure has these attention types."""
+    misread = {"raw_dotproduct_norm", "raw_dotproduct_unnorm"} & set(names)
+    return "“linear” is raw_dotproduct_… in configs, “elu · elu” is linear_…" if misread else ""
 
 
 def over_seeds(runs: pd.DataFrame, what: str = "mean") -> str:
