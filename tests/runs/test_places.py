@@ -78,6 +78,6 @@ def test_a_log_of_a_local_disk_is_read_and_used_on_a_network_file_system(tmp_pat
     finish(log, A)
     monkeypatch.setattr(places, "file_system", lambda folder: "nfs4")
     with pytest.raises(LogError, match="cannot open the run log"):  # while those are at work who use it as a local one
-        monkeypatch.setattr("src.runs.log.PATIENCE", 0.1) or RunLog(log.path)
+        monkeypatch.setattr("src.runs.log_file.PATIENCE", 0.1) or RunLog(log.path)
     del log
     assert RunLog(tmp_path / "runs.db").states() == {A.hash: "finished"}

@@ -46,6 +46,7 @@ def test_code_with_one_more_field_beside_this_one(tmp_path):
     before = dump(log.path)
     for folder in ("src", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("data", "__pycache__"))
+    shutil.copy(ROOT / "train.py", tmp_path)
     config = tmp_path / "src" / "config.py"
     field = '    precision: Literal["float32", "tf32", "bf16"] = "float32"\n'
     assert config.read_text().count(field) == 1
