@@ -89,7 +89,7 @@ def test_a_sweep_ends_with_a_table_and_pictures(tmp_path, capsys):
     for name in ("few_induction_sink_share", "few_induction_training"):
         assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
-    assert "4 models are in models" in done.stdout
+    assert f"4 models are in {tmp_path}/models" in done.stdout
     assert len(list((tmp_path / "models").iterdir())) == 4
     # what is done is not done again; of what is left the log knows the time
     more = sweep_file(tmp_path, attention_type=["softmax", "mlp_unnorm"], seed=[0, 1, 2])
