@@ -13,7 +13,8 @@ Three rungs, from one start, under one optimiser:
 - the transformer;
 - the transformer linearised in its parameters at the start: scores and values move by the kernel of the start;
 - the model: scores and values are free. How far one step of the optimiser moves a product, which it cannot know, is
-  read off the transformer's first step, one number for the scores and one for the values.
+  read off the transformer's first step, one number for the scores and one for the values. What every key's sequence
+  has alike, o, stays.
 """
 
 from collections.abc import Callable, Sequence

@@ -49,23 +49,26 @@ def test_from_zero_all_scores_are_zero():
     assert (bridge.state_of(bridge.started(configs(), from_zero=True)).a == 0).all()
 
 
-@pytest.mark.parametrize(("optimizer", "lr"), [("adamw", 1e-6), ("sgd", 1e-4), ("sign", 1e-6), ("momentum", 1e-4)])
-def test_the_first_steps_of_all_rungs_lower_the_loss_alike(optimizer, lr):
+@pytest.mark.parametrize(("optimizer", "lr"), [("adamw", 1e-5), ("sgd", 1e-3), ("sign", 1e-5), ("momentum", 1e-3)])
+def test_the_first_step_of_scores_and_of_values_lowers_the_loss_alike_on_all_rungs(optimizer, lr):
     members = configs(optimizer, lr)
-    rows = bridge.rows_of(members[0])
-    stack, linear = bridge.started(members), bridge.Linearised(bridge.started(members))
+    rows, stack = bridge.rows_of(members[0]), bridge.started(members)
+    linear = bridge.Linearised(bridge.started(members))
     with torch.no_grad():
         start = bridge.state_of(stack)
     model = bridge.Model(start, *bridge.speeds(members))
+    leaves = bridge.State(*(x.clone().requires_grad_() for x in (start.a, start.V, start.o)))
+    leaves.loss(rows).sum().backward()
     falls = []
     for module, state in ((stack, lambda: bridge.state_of(stack)), (linear, linear.state), (model, model.state)):
         bridge.descended(module, state, members, 1)
         with torch.no_grad():
-            falls.append((start.loss(rows) - state().loss(rows)).double())
+            now = state()
+        parts = ((leaves.a.grad, now.a - start.a), (leaves.V.grad, now.V - start.V))
+        falls.append(torch.stack([-(g * moved).flatten(1).sum(1) for g, moved in parts]))
     assert (falls[0] > 0).all()
     torch.testing.assert_close(falls[1], falls[0], rtol=0.05, atol=1e-7)
-    # the model's scores and values each lower it as the transformer's; what both share, o, it has not
-    torch.testing.assert_close(falls[2], falls[0], rtol=0.35, atol=1e-7)
+    torch.testing.assert_close(falls[2], falls[0], rtol=0.05, atol=1e-7)
 
 
 def test_what_is_followed_is_written_and_read(tmp_path, monkeypatch):

@@ -157,11 +157,11 @@ def bridge(followed: dict[str, dict[str, np.ndarray]]) -> Figure:
     _bars(axes["same"], same, names)
     axes["largest"].set(ylabel="share of rows", title="won by the largest $u(0)$ (dotted: chance)")
     axes["same"].set(title="with the transformer's winner")
-    largest = {rung: np.mean(shares) for rung, shares in largest.items()}
+    largest, same = ({rung: f"{np.mean(x):.0%}" for rung, x in shares.items()} for shares in (largest, same))
     figure.suptitle(
-        f"The largest $u(0)$ wins {largest['transformer']:.0%} of the transformer's rows and {largest['model']:.0%} of the "
-        f"model's; linearised at its start,\nthe transformer has the same winner in {np.mean(same['linearised']):.0%} of rows, "
-        f"the model in {np.mean(same['model']):.0%}",
+        f"The largest $u(0)$ wins {largest['transformer']} of the transformer's rows, {largest['model']} of the model's.\n"
+        f"The model has the transformer's winner in {same['model']} of rows, the linearised transformer in "
+        f"{same['linearised']}.",
         fontsize=8,
     )
     figure.legend(*axes["largest"].get_legend_handles_labels(), loc="outside lower center", ncols=len(RUNGS))
