@@ -6,21 +6,16 @@ uv run python pretrained.py --model hf:NAME-OR-PATH --texts FILE  # any Hugging 
 """
 
 import contextlib
-import difflib
 import math
-import re
-import shlex
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import numpy as np
-from jsonargparse import ArgumentError, ArgumentParser
 
-from src.config import as_type
-from src.errors import ConfigError, require
+from src import cli
+from src.errors import require
 from src.pretrained import analysis, huggingface, loading
 from src.pretrained.cache import open_cache
 from src.pretrained.checkpoint import TransferError, open_checkpoint
@@ -39,8 +34,9 @@ from src.pretrained.statistics import (
 )
 from src.pretrained.texts import PILE, SYNTHETIC, Prompts, fetch_tokenizer, is_delimiter, read_texts, synthetic
 from src.training.loop import choose_device
+from src.values import as_type
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses
+SUMMARY = "Attention statistics of a pretrained language model."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,25 +84,17 @@ TYPES = get_type_hints(Options)
 
 
 def main(arguments: list[str]) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the end of a job's time is a Ctrl-C
-    try:
-        with explained_failures():
-            options = parse(arguments)
-            check_folder(Path(options.output_dir).expanduser())
-            run_huggingface(options) if options.model.startswith("hf:") else run_gala(options)
-            if options.figures:
-                draw(options)
-        return 0
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except TransferError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        again = shlex.join(["uv", "run", "python", "pretrained.py", *arguments])
-        print(f"\nStopped. What is read and measured stays; the same command goes on: {again}", file=sys.stderr)
-        return INTERRUPTED
+    return cli.run("pretrained.py", command, arguments, TransferError)
+
+
+def command(arguments: list[str]) -> int:
+    with explained_failures():
+        options = parse(arguments)
+        check_folder(Path(options.output_dir).expanduser())
+        run_huggingface(options) if options.model.startswith("hf:") else run_gala(options)
+        if options.figures:
+            draw(options)
+    return 0
 
 
 @contextlib.contextmanager
@@ -129,36 +117,12 @@ def explained_failures():
 
 def parse(arguments: list[str]) -> Options:
     """The options, with hyphens or underscores; ConfigError for what is none or has a wrong value."""
-    arguments = [re.sub("^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), a) for a in arguments]
-    parser = ArgumentParser(
-        prog="pretrained.py", description=__doc__.splitlines()[0], exit_on_error=False, allow_abbrev=False
-    )
-    parser.add_class_arguments(Options)
-    try:
-        given = vars(parser.parse_args(arguments))
-    except ArgumentError as error:
-        raise explained(error) from error
+    given = cli.read_options("pretrained.py", SUMMARY, cli.options_of(Options), arguments)
+    require("model" in given, "--model is needed: softmax, sigmoid or hf:NAME-OR-PATH")
+    options = Options(**{name: as_type(name, value, TYPES[name]) for name, value in given.items()})
     for name in ("max_seq_len", "batch_size"):
-        require(given[name] > 0, f"{name}={given[name]} must be at least 1")
-    return Options(**given)
-
-
-def explained(error: ArgumentError) -> ConfigError:
-    """The parser's error in one sentence."""
-    text = " ".join(str(error).split())
-    if unknown := re.search(r"[Uu]nrecognized arguments: --(\w+)|Option '(\w+)' is not accepted", text):
-        name = next(filter(None, unknown.groups()))
-        near = difflib.get_close_matches(name, TYPES, n=1)
-        return ConfigError(f"{name} is no option; " + (f"did you mean {near[0]}?" if near else "see --help"))
-    if re.search("model.*required|required.*model", text, re.I):
-        return ConfigError("--model is needed: softmax, sigmoid or hf:NAME-OR-PATH")
-    key, value = re.search('key "(\\w+)"', text), re.search("(?:Got|Given) value: (.*?)$", text)
-    if key and value:
-        try:
-            as_type(key[1], value[1], TYPES[key[1]])
-        except (ConfigError, KeyError) as better:
-            return ConfigError(str(better))
-    return ConfigError(text)
+        require(getattr(options, name) > 0, f"{name}={getattr(options, name)} must be at least 1")
+    return options
 
 
 def run_gala(options: Options) -> None:

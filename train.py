@@ -7,146 +7,140 @@ uv run python train.py --sweep sweeps/quick.yaml             # every run of a sw
 uv run wandb agent ENTITY/PROJECT/SWEEP                      # the same through Weights & Biases
 """
 
-import difflib
-import re
-import shlex
-import signal
+import os
 import sys
 import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-import numpy as np
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from tqdm import tqdm
 
-from src.config import FIELD_TYPES, FIELDS, STACKABLE, ConfigError, RunConfig, as_type, checked_list, members, require
-from src.runs import DEFAULT_LOG, LogError, RunLog, load_runs
+from src import cli
+from src.cli import FAILED
+from src.config import STACKABLE, RunConfig, checked_list, members
+from src.errors import ConfigError, LogError, require
+from src.runs import DEFAULT_LOG, ROOT, RunLog, load_runs
+from src.runs.provenance import device_name
 from src.training.cores import usable_cores
+from src.training.inspection import count_unkept
 from src.training.loop import (
     Observer,
     check_own_task,
     check_precision,
     choose_device,
-    estimate_seconds,
     prepare_process,
 )
 from src.training.progress import PACE, ProgressBar
-from src.training.stacks import fastest_stacks, make_stacks
-from src.training.sweep import read_sweep, shard
+from src.training.stacks import check_memory, fastest_stacks, make_stacks, shape_of
+from src.training.sweep import MOST, Sweep, guess_task, part_of, read_sweep
 from src.training.wandb_logger import Connection, log_cell, wandb_mode, wandb_observers
 from src.training.workers import Job, WorkersError, execute, run_job
+from src.values import as_type, read_list, read_yaml
 
-SUMMARY = __doc__.splitlines()[0]
-OPTION_TYPES = {
-    "workers": int | None,
-    "device": Literal["auto", "cpu", "cuda"],
-    "wandb": Literal["online", "offline", "disabled"] | None,
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUMMARY = "Train one run, the runs of a cell, or every run of a sweep file, into the run log."
+A_FEW = 1000  # runs that a dry run looks at of a sweep of too many
+WORKERS_PER_CORE = 32  # more are not meant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command does, and what changes no result of a run.
+
+    Args:
+        sweep: W&B sweep file whose runs to train.
+        workers: Processes for a sweep or cell, by default one for each core that may be used, or one on a GPU.
+        stack: auto, or how many runs of a sweep or cell train as one; auto is what fits a GPU, and on a CPU up to 8.
+        shard: I/N, part I of N of a sweep's runs, for job arrays.
+        best_lr: Of a sweep's learning rates only each function's best, by the mean eval/loss of its runs in the log.
+        dry_run: Say what a sweep would run, what is done already, and how long the rest takes.
+        log: Run log, made if missing.
+        figures: Folder for a sweep's pictures.
+        keep_models: Keep the trained model of each run, in logs/models or in the folder that is named.
+        device: auto is cuda if there is one.
+        wandb: Log to W&B too, by default under its agent, or as WANDB_MODE says.
+    """
+
+    sweep: str | None = None
+    workers: int | None = None
+    stack: str = "auto"
+    shard: str = "1/1"
+    best_lr: bool = False
+    dry_run: bool = False
+    log: str = str(DEFAULT_LOG)
+    figures: str = str(ROOT / "logs" / "figures")
+    keep_models: str | None = field(default=None, metadata={"bare": str(ROOT / "logs" / "models")})
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    wandb: Literal["online", "offline", "disabled"] | None = None
+
+
+KINDS = get_type_hints(Options)
+OPTIONS = cli.options_of(Options)
+PARAMETERS = {name: option for name, option in cli.options_of(RunConfig).items() if name != "source"}
+PARAMETERS |= {
+    name: replace(PARAMETERS[name], about=PARAMETERS[name].about + " A list makes a cell.") for name in STACKABLE
 }
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses
 
 
 def main(arguments: list[str]) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the end of a job's time is a Ctrl-C
-    try:
-        options, given = parse(arguments)
-        if options.sweep is not None:
-            return train_sweep(options, given)
-        if any(isinstance(value, list) for value in given.values()):
-            return train_cell(options, given)
-        return train_one(options, RunConfig.from_dict(given))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except (LogError, WorkersError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        again = shlex.join(["uv", "run", "python", "train.py", *arguments])
-        print(f"\nStopped. What is logged stays; the same command goes on: {again}", file=sys.stderr)
-        return INTERRUPTED
+    return cli.run("train.py", command, arguments, LogError, WorkersError)
 
 
-def make_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="train.py",
-        usage="train.py [--NAME=VALUE ...]",
-        description=SUMMARY,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", action="config", help="YAML file of parameters")
-    parser.add_argument("--sweep", metavar="FILE", help="W&B sweep file whose runs to train")
-    parser.add_argument(
-        "--workers",
-        type=OPTION_TYPES["workers"],
-        help="processes for a sweep (default: one for each core that this process may use, one on a GPU)",
-    )
-    parser.add_argument(
-        "--stack",
-        default="auto",
-        metavar="auto|N",
-        help="how many runs of a sweep or cell train as one (default: on a GPU what fits, on a CPU 8 or 1)",
-    )
-    parser.add_argument("--shard", default="1/1", metavar="I/N", help="part I of N of a sweep's runs, for job arrays")
-    parser.add_argument("--dry_run", action="store_true", help="say what a sweep would run, and for how long")
-    parser.add_argument("--log", default=str(DEFAULT_LOG), metavar="FILE", help="run log, made if missing")
-    parser.add_argument("--figures", metavar="FOLDER", help="for a sweep's pictures (default: visualizations/fig)")
-    parser.add_argument("--device", type=OPTION_TYPES["device"], default="auto", help="auto: cuda if there")
-    parser.add_argument(
-        "--wandb",
-        type=OPTION_TYPES["wandb"],
-        help="log to W&B too (default: under its agent, or as WANDB_MODE says)",
-    )
-    parser.add_class_arguments(RunConfig, skip={*STACKABLE, "source"})
-    for name in STACKABLE:
-        kind, default = FIELD_TYPES[name], FIELDS[name].default
-        about = re.search(f"{name}: (.*)", RunConfig.__doc__)[1]
-        parser.add_argument(f"--{name}", type=kind | list, default=default, help=f"{about} A list makes a cell.")
-    return parser
+def command(arguments: list[str]) -> int:
+    options, given = parse(arguments)
+    if options.sweep is not None:
+        return train_sweep(options, given)
+    if any(isinstance(value, list) for value in given.values()):
+        return train_cell(options, given)
+    return train_one(options, RunConfig.from_dict(given))
 
 
-def parse(arguments: list[str]) -> tuple[Namespace, dict[str, Any]]:
+def parse(arguments: list[str]) -> tuple[Options, dict[str, Any]]:
     """The options, and the parameters of RunConfig that were given; ConfigError for what is neither."""
-    # where YAML has null, W&B's agent passes None
-    arguments = [re.sub("=None$", "=null", argument) for argument in arguments]
-    parser = make_parser()
-    try:
-        options = parser.parse_args(arguments)
-        given = parser.parse_args(arguments, defaults=False)
-    except ArgumentError as error:
-        raise explained(error, list(vars(parser.get_defaults()))) from error
+    given = cli.read_options("train.py", SUMMARY, OPTIONS | PARAMETERS, arguments)
+    options = Options(**{name: as_type(name, given[name], KINDS[name]) for name in given.keys() & KINDS})
     require(options.workers is None or options.workers > 0, f"workers={options.workers} must be at least 1")
+    most = WORKERS_PER_CORE * usable_cores()
+    require(
+        (options.workers or 1) <= most,
+        f"workers={options.workers} must be at most {most}, {WORKERS_PER_CORE} for each core that may be used here",
+    )
     require(
         options.stack == "auto" or (options.stack.isdecimal() and int(options.stack) > 0),
         f"stack={options.stack} must be auto or a number of at least 1",
     )
-    return options, {name: value for name, value in vars(given).items() if name in FIELDS}
+    parameters = {name: value_or_list(name, given[name]) for name in PARAMETERS if name in given}
+    return options, parameters if options.sweep else drawn_by_agent(parameters) | parameters
 
 
-def explained(error: ArgumentError, known: list[str]) -> ConfigError:
-    """The parser's error in one sentence."""
-    text = " ".join(str(error).split())
-    if unknown := re.search(r"[Uu]nrecognized arguments: --(\w+)|Option '(\w+)' is not accepted", text):
-        name = next(filter(None, unknown.groups()))
-        near = difflib.get_close_matches(name, known, n=1)
-        return ConfigError(f"{name} is no option; " + (f"did you mean {near[0]}?" if near else "see --help"))
-    if 'key "config"' in text or "Unexpected config" in text:
-        return ConfigError(f"--config needs a YAML file of parameters: {text:.200}")
-    key, value = re.search('key "(\\w+)"', text), re.search("(?:Got|Given) value: (.*?)$", text)
-    if key and value:
-        name, value = key[1], value[1]
-        try:
-            value = yaml.safe_load(value)
-        except yaml.YAMLError:
-            return ConfigError(f"{name}={value} is not valid YAML; see --help")
-        try:
-            checked_list(name, value) if name in FIELDS else as_type(name, value, OPTION_TYPES[name])
-        except ConfigError as better:
-            return better
-        return ConfigError(f"{name}={value} is not of the right kind; see --help")
-    return ConfigError(text)
+def value_or_list(name: str, value: Any) -> Any:
+    """A parameter as what its field is; in a cell a list of such."""
+    if isinstance(value, str) and value.startswith("["):
+        value = read_list(name, value)
+    values = checked_list(name, value)
+    return list(values) if isinstance(value, list) else values[0]
+
+
+def drawn_by_agent(given: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that W&B's agent has drawn, where one runs this: a command line of its making leaves out what is
+    False, where its sweep asks for ${args_no_boolean_flags}. And the task, where its sweep names none."""
+    path = os.environ.get("WANDB_SWEEP_PARAM_PATH", "")
+    if not Path(path).is_file():
+        return {}
+    entries = {key.replace("-", "_"): entry for key, entry in read_yaml(path, "W&B's file").items()}
+    drawn = {
+        name: value_or_list(name, entry.get("value"))
+        for name, entry in entries.items()
+        if name in PARAMETERS and isinstance(entry, dict)
+    }
+    if "task" not in drawn | given:
+        drawn["task"], note = guess_task([os.environ.get("WANDB_PROJECT", "")], drawn | given, "this sweep")
+        print(note, file=sys.stderr)
+    return drawn
 
 
 def open_log(path: str) -> RunLog:
@@ -156,13 +150,14 @@ def open_log(path: str) -> RunLog:
         raise ConfigError(str(error)) from error
 
 
-def train_one(options: Namespace, config: RunConfig) -> int:
+def train_one(options: Options, config: RunConfig) -> int:
     """Train the run, unless the log has it, and print its results; the exit status."""
-    refuse(options, "shard", "dry_run", "figures", goes_with="--sweep")
+    refuse(options, "shard", "best_lr", "dry_run", "figures", goes_with="--sweep")
     refuse(options, "workers", "stack", goes_with="--sweep and with lists of seeds, say")
     device, mode = choose_device(options.device), wandb_mode(options.wandb)
-    check_precision(config, device)
     check_own_task(config)
+    check([[config]], device)
+    models = folder_of_models(options)
     log = open_log(options.log)
     if not log.claim(config):
         print("Another process is training this run: waiting for it.", file=sys.stderr)
@@ -173,20 +168,56 @@ def train_one(options: Namespace, config: RunConfig) -> int:
         replay(log.row(config), others)
         print(f"This run is in {log.path} already, and is not repeated.")
     else:
-        execute([config], log, device, [[ProgressBar(config), *others]])
+        execute([config], log, device, [[ProgressBar(config), *others]], models)
     log.release(config)
     row = log.row(config)
     from src.analysis import report  # with pandas, slow to import: not before the run
 
     print(report.of_run(config, row), f"Logged in {log.path} as {config.hash}.", sep="\n")
+    tell_of_models(log, [config], models)
     return 0 if row["state"] == "finished" else FAILED
 
 
-def refuse(options: Namespace, *names: str, goes_with: str) -> None:
+def refuse(options: Options, *names: str, goes_with: str) -> None:
     """ConfigError if one of these options was given."""
-    defaults = make_parser().get_defaults()
     for name in names:
-        require(options[name] == defaults[name], f"--{name} goes with {goes_with}; leave it out here")
+        require(getattr(options, name) == OPTIONS[name].default, f"--{name} goes with {goes_with}; leave it out here")
+
+
+def check(stacks: list[list[RunConfig]], device: str) -> None:
+    """ConfigError for stacks that this machine cannot train."""
+    for stack in stacks:
+        check_precision(stack[0], device)
+        check_memory(stack, device)
+
+
+def make_folder(name: str, path: str) -> Path:
+    """The folder of an option, made if missing; ConfigError if nothing can be written there."""
+    folder = Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--{name}={path} cannot be made ({error.strerror}); choose another folder") from error
+    require(os.access(folder, os.W_OK), f"--{name}={path} cannot be written to; choose another folder")
+    return folder
+
+
+def folder_of_models(options: Options) -> Path | None:
+    return None if options.keep_models is None else make_folder("keep_models", options.keep_models).resolve()
+
+
+def tell_of_models(log: RunLog, configs: list[RunConfig], models: Path | None) -> None:
+    """Say where the models are, and which runs have none because they had been trained without."""
+    if models is None:
+        return
+    states = log.states()
+    finished = [config for config in configs if states.get(config.hash) == "finished"]
+    unkept = count_unkept(finished, models)
+    print(
+        f"{len(finished) - unkept} models are in {models}; src.training.inspection.trained(config, folder) loads them."
+    )
+    if unkept:
+        print(f"{unkept} runs were in the log before, without their models: the same function trains them again.")
 
 
 def replay(row: dict[str, Any], observers: list[Observer]) -> None:
@@ -197,10 +228,10 @@ def replay(row: dict[str, Any], observers: list[Observer]) -> None:
         observer.on_end(row["state"], row["summary"])
 
 
-def train_cell(options: Namespace, given: dict[str, Any]) -> int:
+def train_cell(options: Options, given: dict[str, Any]) -> int:
     """Train the runs of the cell that the log lacks, and print a table; the exit status. With W&B the cell is one
     run there, with a table of its runs."""
-    refuse(options, "shard", "dry_run", "figures", goes_with="--sweep")
+    refuse(options, "shard", "best_lr", "dry_run", "figures", goes_with="--sweep")
     job, workers, log = prepare(options, members(given), wandb=None)
     mode = wandb_mode(options.wandb)
     common = job.points[0].to_dict()
@@ -212,37 +243,54 @@ def train_cell(options: Namespace, given: dict[str, Any]) -> int:
     return conclude(job, log)
 
 
-def train_sweep(options: Namespace, given: dict[str, Any]) -> int:
+def train_sweep(options: Options, given: dict[str, Any]) -> int:
     """Train the runs of the sweep that the log lacks; print a table and save pictures; the exit status."""
-    points = read_sweep(options.sweep, fixed=given).points()
+    sweep = read_sweep(options.sweep, fixed=given)
+    if sweep.note:
+        print(sweep.note, file=sys.stderr)
+    require(not (options.dry_run and options.best_lr), "dry_run is of a sweep as it stands; leave out best_lr")
     if options.dry_run:
-        return dry_run(options, points)
+        return dry_run(options, sweep)
+    points, folder = chosen_points(options, sweep), make_folder("figures", options.figures)
     job, workers, log = prepare(options, points, wandb=wandb_mode(options.wandb))
     watch(job, log, workers, Path(options.sweep).stem)
-    return conclude(job, log, figures=(Path(options.sweep).stem, options.figures))
+    return conclude(job, log, figures=(Path(options.sweep).stem, folder))
 
 
-def prepare(options: Namespace, points: list[RunConfig], wandb: str | None) -> tuple[Job, int, RunLog]:
+def chosen_points(options: Options, sweep: Sweep) -> list[RunConfig]:
+    """The runs of the options' part of a sweep; where they ask for it, those at the best learning rates alone."""
+    points = sweep.points(options.shard)
+    if not options.best_lr:
+        return points
+    from src.analysis.rates import points_at_best_rates  # with pandas, slow to import
+
+    try:
+        return points_at_best_rates(points, load_runs(options.log))
+    except LogError as error:
+        raise ConfigError(f"best_lr chooses by the runs of the log: {error}") from error
+
+
+def prepare(options: Options, points: list[RunConfig], wandb: str | None) -> tuple[Job, int, RunLog]:
     """What the options ask for: the job, how many workers, and the log."""
     stacks, device, workers = plan(options, points)
-    log = open_log(options.log)
+    models, log = folder_of_models(options), open_log(options.log)
     fit = device == "cuda" and options.stack == "auto"
-    return Job(stacks, log.path.resolve(), device, wandb, fit), workers, log
+    return Job(stacks, log.path.resolve(), device, wandb, fit, models), workers, log
 
 
-def plan(options: Namespace, points: list[RunConfig]) -> tuple[list[list[RunConfig]], str, int]:
-    """This shard's stacks, the device and the number of workers."""
-    device, points = choose_device(options.device), shard(points, options.shard)
-    auto = options.stack == "auto"
-    stacks = fastest_stacks(points, device) if auto else make_stacks(points, int(options.stack))
-    for stack in stacks:
-        check_precision(stack[0], device)
-    for config in {stack[0].task: stack[0] for stack in stacks}.values():
+def plan(options: Options, points: list[RunConfig]) -> tuple[list[list[RunConfig]], str, int]:
+    """The stacks of the points, the device and the number of workers."""
+    device = choose_device(options.device)
+    workers = options.workers or (1 if device == "cuda" else usable_cores())
+    for config in {config.task: config for config in points}.values():
         check_own_task(config)
-    return stacks, device, options.workers or (1 if device == "cuda" else usable_cores())
+    auto = options.stack == "auto"
+    stacks = fastest_stacks(points, device, workers) if auto else make_stacks(points, int(options.stack))
+    check(stacks, device)
+    return stacks, device, workers
 
 
-def conclude(job: Job, log: RunLog, figures: tuple[str, str | None] | None = None) -> int:
+def conclude(job: Job, log: RunLog, figures: tuple[str, Path] | None = None) -> int:
     """Print the table of the job's runs, save pictures under a title and in a folder if asked; the exit status."""
     from src.analysis import report  # with matplotlib, slow to import: not in every worker
 
@@ -252,10 +300,12 @@ def conclude(job: Job, log: RunLog, figures: tuple[str, str | None] | None = Non
     print(report.of_sweep(runs))
     for path in report.save_figures(runs, *figures) if figures else []:
         print(path)
-    failed = int((runs["state"] == "failed").sum())
-    if failed:
-        print(f"{failed} of {len(hashes)} runs failed; column `error` of the log says why", file=sys.stderr)
-    return FAILED if failed else 0
+    tell_of_models(log, job.points, job.models)
+    lost = Counter(state for state in runs["state"] if state != "finished")
+    if lost:
+        numbers = " and ".join(f"{count} {state}" for state, count in sorted(lost.items()))
+        print(f"Of {len(hashes)} runs {numbers}; column `error` of the log says why", file=sys.stderr)
+    return FAILED if lost else 0
 
 
 def watch(job: Job, log: RunLog, workers: int, title: str) -> None:
@@ -267,24 +317,53 @@ def watch(job: Job, log: RunLog, workers: int, title: str) -> None:
         for _ in run_job(job, workers):
             states = {h: s for h, s in log.states(settled_since=job.began).items() if h in hashes}
             under_way = sum(e / hashes[h] for h, e in log.epochs(job.began).items() if h in hashes)
-            done, failed = len(states), sum(state != "finished" for state in states.values())
+            done, ended = len(states), Counter(states.values())
             rate = 60 * (done - resumed) / (time.monotonic() - start)
-            bar.set_postfix_str(f"{done} done, {failed} failed, {resumed} resumed, {rate:.1f} runs/min", refresh=False)
+            lost = f"{ended['failed']} failed, {ended['diverged']} diverged"
+            bar.set_postfix_str(f"{done} done, {lost}, {resumed} resumed, {rate:.1f} runs/min", refresh=False)
             bar.update(done + under_way - bar.n)
 
 
-def dry_run(options: Namespace, points: list[RunConfig]) -> int:
+def dry_run(options: Options, sweep: Sweep) -> int:
+    """Say what would run, what is done, and how long the rest takes; of too many runs a part is looked at."""
     from src.analysis import report
+    from src.training import estimate
+
+    i, n = part_of(options.shard, sweep.size)
+    size = sweep.size * i // n - sweep.size * (i - 1) // n
+    finer = 1 if size <= MOST else -(-size // A_FEW)
+    points = sweep.points(f"{(i - 1) * finer + 1}/{n * finer}")
+    prepare_process()
+    runs = estimate.logged(options.log)
+    done = set(runs["hash"][runs["state"].isin(estimate.SETTLED)])
+    left = [config for config in points if config.hash not in done]
+    needed = time_needed(options, left, size / len(points), runs) if left else "Nothing is to be trained."
+    print(f"{size:,} runs; the first:")
+    for config in points[:5]:
+        print(" ", report.difference(config))
+    if finer > 1:
+        print(f"That is more than the {MOST:,} that are trained at once: give --shard, or a smaller one.")
+    elif len(left) < size:
+        print(f"{size - len(left):,} of them are in {options.log}: {len(left):,} are left.")
+    print(needed)
+    return 0
+
+
+def time_needed(options: Options, points: list[RunConfig], times: float, runs: "pd.DataFrame") -> str:
+    """How long runs take that are so many times these points, in a sentence."""
+    from src.analysis import report
+    from src.training import estimate
 
     stacks, device, workers = plan(options, points)
-    prepare_process()
-    print(f"{sum(map(len, stacks))} runs; the first:")
-    for config in [config for stack in stacks for config in stack][:5]:
-        print(" ", report.difference(config))
-    sample = [stacks[i] for i in np.linspace(0, len(stacks) - 1, 4, dtype=int)]
-    seconds = np.mean([estimate_seconds(stack, device) for stack in sample]) * len(stacks)
-    print(f"About {report.duration(seconds / workers)} with {workers} workers, judged by a few steps of 4 of the runs.")
-    return 0
+    known = estimate.seconds_by_shape(runs, device_name(device))
+    seconds = estimate.seconds_of(stacks, known, device)
+    most = workers if device == "cuda" else min(workers, usable_cores())  # further ones share cores
+    at_once = most if times > 1 else min(most, len(stacks))
+    needed = max(times * sum(seconds) / at_once, *seconds)
+    by_log = sum(len(stack) for stack in stacks if shape_of(stack[0]) in known)
+    ways = [f"the log's times of such runs ({by_log} of {len(points)})"] * (by_log > 0)
+    ways += [f"a few steps of {estimate.SAMPLES} of the runs"] * (by_log < len(points))
+    return f"About {report.duration(needed)} with {at_once} workers, judged by {' and '.join(ways)}."
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from benchmarks import plain
 from src.config import RunConfig
 from src.metrics import NUM_PAIRS
 from src.model.cpu import library
+from src.model.mitigations import MITIGATIONS
 from src.runs.provenance import device_name
 from src.tasks import find_task
 from src.training.loop import build_model, build_optimizer, prepare_process, stream, training_step
@@ -63,6 +64,24 @@ def measure_steps() -> str:
     return table(rows, "ms")
 
 
+def measure_functions(turns: int = 7) -> str:
+    """A step of each function made against sinks, in times softmax's, in the same turns."""
+    names = ["softmax", *MITIGATIONS]
+    columns = []
+    for fields in (ONE, {}):
+        steps = []
+        for name in names:
+            config = RunConfig(**fields, attention_type=name)
+            data = find_task(config.task)(config).sequences(8 * config.batch_size, stream(config, "training data"))
+            steps.append(fast_training(config, *data))
+        columns.append(seconds(*((lambda it=it: next(it)) for it in steps), turns=turns, calls=4))
+    lines = ["| | classification, 1 layer, 1 head | induction, aux 0.2 |", "| --- | --- | --- |"]
+    lines += [f"| {names[0]} | " + " | ".join(f"{1e3 * times[0]:.3g} ms" for times in columns) + " |"]
+    for i, name in enumerate(names[1:], start=1):
+        lines.append(f"| {name} | " + " | ".join(f"{times[i] / times[0]:.2f} times" for times in columns) + " |")
+    return "\n".join(lines)
+
+
 def measure_around() -> str:
     rows = {}
     config = RunConfig()
@@ -99,8 +118,8 @@ def table(rows: dict[str, list[float]], unit: str) -> str:
 def main() -> None:
     prepare_process()
     print(f"{device_name('cpu')}, matrix products by {library()}, torch {torch.__version__}, one thread, medians")
-    for measured in (measure_steps(), measure_around()):
-        print(measured, end="\n\n")
+    for measure in (measure_steps, measure_functions, measure_around):
+        print(measure(), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

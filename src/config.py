@@ -9,11 +9,9 @@ import hashlib
 import itertools
 import json
 import math
-import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from src.errors import ConfigError, require
 from src.extensions import canonical, is_external, short_name, source_hash
@@ -21,6 +19,7 @@ from src.model.registry import find_attention
 from src.model.transformer import MAX_POSITIONS
 from src.optimizers import OPTIMIZERS, USE_BETA2
 from src.tasks import USUAL, find_task
+from src.values import as_type, shown
 
 # The fields that RunConfig had when logs began, in their order: every run's hash has them, and every log names
 # them as its schema. Never to be changed.
@@ -216,7 +215,7 @@ def check_name(name: str) -> None:
     if name not in FIELDS:
         near = difflib.get_close_matches(str(name), FIELDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the parameters are {', '.join(FIELDS)}"
-        raise ConfigError(f"{name} is no parameter of a run; {hint}")
+        raise ConfigError(f"{shown(name)} is no parameter of a run; {hint}")
 
 
 def checked(name: str, value: Any) -> Any:
@@ -231,7 +230,7 @@ def checked_list(name: str, value: Any) -> tuple[Any, ...]:
     require(name not in STACKABLE or bool(value), f"{name}=[] is an empty list; give at least one value, or no list")
     require(
         name in STACKABLE,
-        f"{name}={value} is a list, which only {', '.join(STACKABLE)} may be: a stack trains runs of one shape",
+        f"{name}={shown(value)} is a list, which only {', '.join(STACKABLE)} may be: a stack trains runs of one shape",
     )
     return tuple(dict.fromkeys(checked(name, item) for item in value))
 
@@ -242,36 +241,3 @@ def members(values: Mapping[str, Any]) -> list[RunConfig]:
         check_name(name)
     lists = [checked_list(name, value) for name, value in values.items()]
     return [RunConfig(**dict(zip(values, choice, strict=True))) for choice in itertools.product(*lists)]
-
-
-def as_type(name: str, value: Any, kind: Any) -> Any:
-    """`value` as a bool, int, float, one of a Literal, or None where `kind` allows it; else ConfigError."""
-    if get_origin(kind) in (Union, UnionType):
-        if value is None:
-            return None
-        (kind,) = (k for k in get_args(kind) if k is not NoneType)
-    if get_origin(kind) is Literal:
-        allowed = get_args(kind)
-        hint = ' (YAML reads no as False: write "no")' if value is False and "no" in allowed else ""
-        require(value in allowed, f"{name}={value} is not allowed; choose one of {', '.join(allowed)}{hint}")
-        return value
-    if (kind is bool and isinstance(value, bool)) or (kind is str and isinstance(value, str)):
-        return value
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        if kind is float:
-            return float(value)
-        if kind is int and value == math.floor(value):
-            return int(value)
-    article = {bool: "True or False", int: "a whole number", float: "a number", str: "a name"}[kind]
-    hint = ""
-    if isinstance(value, str) and kind is float and is_number(value):
-        hint = f" (YAML reads {value} as text: write it with a point, like 1.0e-2)"
-    raise ConfigError(f"{name}={value!r} must be {article}{hint}")
-
-
-def is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

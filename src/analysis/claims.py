@@ -53,6 +53,8 @@ def chosen(runs: pd.DataFrame) -> str:
         if len(main):
             pooled = f"; pooled: {what_varies(main)}" if what_varies(main) else ""
             lines.append(f"  of which the main ones, {len(main):,}: {setting_in_words(main)}{pooled}")
+    others = len(select(runs)) - len(select(runs, task=["induction", "classification"]))
+    lines += [f"{others:,} runs of other tasks, of which the paper claims nothing"] * bool(others)
     return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
 
 
@@ -112,12 +114,12 @@ def of_types(table: pd.DataFrame, names: Iterable[str]) -> str:
 
 
 def sinks_by_type(runs: pd.DataFrame) -> str:
-    main = induction_main(runs)
+    main = require_runs(induction_main(runs), "of induction to measure this by")
     return f"share of heads: {of_types(by_type(main, scores.sink_shares(main)), ('softmax', 'sigmoid_unnorm'))}"
 
 
 def effects_of_normalising(runs: pd.DataFrame) -> str:
-    main = induction_main(runs)
+    main = require_runs(induction_main(runs), "of induction to measure this by")
     sinks, attention = (
         effects_of_normalising_in(main, values)
         for values in (scores.sink_shares(main), scores.first_token_shares(main))
@@ -185,7 +187,7 @@ def order_when_polarized(entropies: np.ndarray, orders: np.ndarray) -> str:
 
 def range_of_signed_scores(runs: pd.DataFrame) -> str:
     """Of the signed kernels' second-layer heads in runs of the main setting that solve the task."""
-    main = induction_main(runs)
+    main = require_runs(induction_main(runs), "of induction to measure this by")
     main = main[main["attention_type"].isin(SIGNED)]
     require_runs(main, "of a signed kernel to measure this by")
     main = main[scores.solving(main, Induction.solved)]
@@ -202,7 +204,7 @@ def range_of_signed_scores(runs: pd.DataFrame) -> str:
 
 
 def sparsity_without_need(runs: pd.DataFrame) -> str:
-    main = classification_main(runs)
+    main = require_runs(classification_main(runs), "of classification to measure this by")
     shown = of_types(by_type(main, scores.sparsity_scores(main)), ("softmax", "uniform"))
     uniform = main.loc[main["attention_type"] == "uniform", "eval/acc"]
     return f"sparsity score: {shown}, whose accuracy is {uniform.mean():.3f} all the same"
@@ -221,7 +223,7 @@ def flips_by_size(runs: pd.DataFrame) -> str:
 
 def flips_by_vocabulary(runs: pd.DataFrame) -> str:
     """Of runs whose one softmax head is nearly one-hot, so that they differ in the vocabulary alone."""
-    group = classification_main(runs)
+    group = require_runs(classification_main(runs), "of classification to measure this by")
     sparse = scores.sparsity_scores(group)
     group = group.loc[sparse.index[sparse > 0.98]]
     group = group[group["attention_type"] == "softmax"]
@@ -269,13 +271,13 @@ def told(measure: Callable[[pd.DataFrame], str], runs: pd.DataFrame) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) > 1 or "--help" in arguments:
-        print("usage: python -m src.analysis.claims [SOURCE]", file=sys.stderr)
+    if any(argument.startswith("-") for argument in arguments):
+        print("usage: python -m src.analysis.claims [SOURCE …]", file=sys.stderr)
         return 2
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # where − and → have no code
     try:
-        runs = settled(load_runs(*arguments or [COMMITTED], history=True))
+        runs = settled(load_runs(arguments or COMMITTED, history=True))
         require_columns(runs, ["task"])
         for task in set(runs["task"]) & set(TASKS):
             of_task(runs, task)

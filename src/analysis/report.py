@@ -62,16 +62,17 @@ def of_task(title: str, runs: pd.DataFrame) -> str:
     runs = scores.scored(runs, task)
     apart = [name for name in varying(runs) if name != "seed"]
     groups = runs.groupby([*apart, "attention_type"], sort=False, dropna=False)
-    measured = [name for name in ("accuracy", *task.scores, "seconds") if name in runs]
+    measured = [name for name in (task.accuracy, *task.scores, "seconds") if name in runs]
     table = groups["state"].value_counts().unstack(fill_value=0).join(groups[measured].mean().dropna(axis=1, how="all"))
     more = f"\n… and {len(table) - MOST_ROWS} rows more: load_runs has them all" if len(table) > MOST_ROWS else ""
     text = table.head(MOST_ROWS).to_string(float_format="{:.3f}".format, na_rep="–")
-    return f"{title}: {len(runs)} runs\n{text}{more}"
+    return f"{title}: {len(runs):,} run{'s' if len(runs) > 1 else ''}\n{text}{more}"
 
 
 def save_figures(runs: pd.DataFrame, title: str, folder: Path | str | None = None) -> list[Path]:
     """Save the pictures of a sweep, as far as its finished runs give any; the paths of the files. A picture that
     fails is a sentence, and costs no other."""
+    plt.switch_backend("agg")  # files alone: no window system that a matplotlibrc names is needed
     runs, paths = settled(runs), []
     for task, group in runs[finished(runs)].groupby("task", sort=False):
         for kind, draw in pictures(task, group).items():

@@ -57,16 +57,15 @@ def solving(runs: pd.DataFrame, solved: Solved) -> pd.Series:
 
 
 def scored(runs: pd.DataFrame, task: type[Task]) -> pd.DataFrame:
-    """The runs of a task with their accuracy and the task's scores as columns; NaN where a run has none."""
-    runs = settled(runs)
-    for name in ("accuracy", *task.scores):
+    """The runs of a task with its scores as further columns; NaN where a run has none."""
+    runs, found = settled(runs), {}
+    for name, score in task.scores.items():
         try:
-            score = task.scores.get(name)
-            found = measure(runs, score, task.solved) if score else accuracies(runs, task.accuracy)
+            found[name] = measure(runs, score, task.solved)
         except LogError:  # runs that lack what it is of: a second layer, say
-            found = np.nan
-        runs = runs.assign(**{name: found})
-    return runs
+            found[name] = np.nan
+    others = runs.drop(columns=list(found), errors="ignore")
+    return pd.concat([others, pd.DataFrame(found, index=runs.index)], axis=1)
 
 
 def sink_shares(

@@ -9,6 +9,7 @@ import pandas as pd
 from src.config import DEFAULTS, FIELDS, IN_EVERY_HASH
 from src.errors import ConfigError, LogError
 from src.extensions import short_name
+from src.runs.columns import plain
 from src.tasks import Task, find_task
 
 ENDED = ("finished", "diverged")  # the states of a run that has been trained to its end, good or bad
@@ -23,23 +24,17 @@ def settled(runs: pd.DataFrame) -> pd.DataFrame:
     Tables joined by `pd.concat` repeat labels, and perhaps runs; other programs write pandas' nullable types; a run
     that diverged may have measured something before. What is settled stays as it is.
     """
-    special = [name for name, kind in runs.dtypes.items() if pd.api.types.is_extension_array_dtype(kind)]
-    special = [name for name in special if runs[name].dtype != "str"]
-    if special:
-        runs = runs.assign(**{name: _plain(runs[name]) for name in special})
+    if any(pd.api.types.is_extension_array_dtype(kind) and kind != "str" for kind in runs.dtypes):
+        runs = plain(runs)
     if not runs.index.is_unique:
         runs = runs.reset_index(drop=True)
-    if set(runs.columns) >= IN_EVERY_HASH:
+    if all(name in runs for name in IN_EVERY_HASH):
         runs = runs[~_repeated(runs)]
     unfinished = ~finished(runs)
     results = [name for name in runs if name not in FIELDS and name not in ABOUT]
     if unfinished.any() and runs.loc[unfinished, results].notna().any(axis=None):
         runs = runs.assign(**runs[results].where(~unfinished))
     return runs
-
-
-def _plain(column: pd.Series) -> pd.Series:
-    return pd.Series(column.to_numpy(dtype=object, na_value=np.nan), index=column.index).infer_objects()
 
 
 def _repeated(runs: pd.DataFrame) -> pd.Series:
@@ -64,10 +59,11 @@ def require_columns(runs: pd.DataFrame, names: Sequence[str]) -> None:
         raise LogError(f"the table of runs lacks {', '.join(missing)}; is it of the other task, or of other code?")
 
 
-def require_runs(runs: pd.DataFrame, what: str) -> None:
-    """LogError if there is none."""
+def require_runs(runs: pd.DataFrame, what: str) -> pd.DataFrame:
+    """The runs; LogError if there is none."""
     if not len(runs):
         raise LogError(f"the table has no run {what}")
+    return runs
 
 
 def select(runs: pd.DataFrame, **fields: Any) -> pd.DataFrame:
@@ -153,6 +149,9 @@ WORDS = {  # of fields that all tasks have
     ("positional_type", "no"): "no positions",
     ("num_layers", 1): "1 layer",
     ("num_heads", 1): "1 head",
+    ("num_epochs", 1): "1 epoch",
+    ("use_residual", True): "skip connections",
+    ("use_residual", False): "no skip connections",
     "positional_type": "positions",
     "vocab_size": "vocabulary",
 }

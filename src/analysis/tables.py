@@ -68,8 +68,7 @@ def kernel_table(title: str, columns: dict[str, pd.DataFrame]) -> str:
 
 
 def sink_table(runs: pd.DataFrame) -> str:
-    main = induction_main(runs)
-    require_runs(main, "of induction to measure this by")
+    main = require_runs(induction_main(runs), "of induction to measure this by")
     shares = by_type(main, scores.sink_shares(main))
     magnitudes = by_type(main, scores.sink_shares(main, score="mag_attn_bos_global"))
     return kernel_table("second-layer heads that are sinks", {"published score": shares, "share of abs(w)": magnitudes})
@@ -78,8 +77,7 @@ def sink_table(runs: pd.DataFrame) -> str:
 def rates_table(runs: pd.DataFrame) -> str:
     """Shares of sinks in the main setting at each learning rate, numbers of heads pooled, and as the paper's figures
     pool them: each combination of both weighs the same."""
-    main = alike(main_setting(runs), "lr", "num_heads")
-    require_runs(main, "of induction to measure this by")
+    main = require_runs(alike(main_setting(runs), "lr", "num_heads"), "of induction to measure this by")
     shares = scores.sink_shares(main)
     columns = {
         f"lr {lr:g}": by_type(part, shares[shares.index.isin(part.index)], ["num_heads"])
@@ -92,8 +90,7 @@ def rates_table(runs: pd.DataFrame) -> str:
 def shares_by_setting(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     """Mean share of sinks of each attention type (columns) in each of the 12 settings, NaN where no run solves the
     task; how many runs were trained of each; and at which learning rate and number of heads: the commonest."""
-    group = alike(select(runs, task="induction"), *INDUCTION_SETTING)
-    require_runs(group, "of induction to measure this by")
+    group = require_runs(alike(select(runs, task="induction"), *INDUCTION_SETTING), "of induction to measure this by")
     shares = group[[*INDUCTION_SETTING, "attention_type"]].assign(share=scores.sink_shares(group))
     table = shares.groupby([*INDUCTION_SETTING, "attention_type"])["share"]
     at = f"lr {group['lr'].iloc[0]:g}, {group['num_heads'].iloc[0]} heads"
@@ -125,8 +122,7 @@ def settings_table(runs: pd.DataFrame) -> str:
 
 
 def sparsity_table(runs: pd.DataFrame) -> str:
-    main = classification_main(runs)
-    require_runs(main, "of classification to measure this by")
+    main = require_runs(classification_main(runs), "of classification to measure this by")
     columns = {"sparsity": scores.sparsity_scores(main), "flip rate": scores.flip_rates(main)}
     title = setting_in_words(main, besides=[name for name in main if name not in ("num_layers", "num_heads")])
     title = title.partition(", ")[2].replace("\N{NO-BREAK SPACE}", " ")

@@ -27,10 +27,9 @@ def identified(row: Mapping[str, Any]) -> RunConfig | None:
         run = RunConfig.from_dict(config)
     except ConfigError:
         return None
-    if all(name in config or getattr(run, name) is None for name in IN_EVERY_HASH):
-        return run
+    unsaid = {name for name in IN_EVERY_HASH if name not in config and getattr(run, name) is not None}
     # A table of a time when RunConfig had fewer fields: its hashes tell it from one that lacks columns.
-    return run if row.get("hash") == hash_without(run, set(IN_EVERY_HASH) - config.keys()) else None
+    return run if not unsaid or row.get("hash") == hash_without(run, unsaid) else None
 
 
 def hash_without(run: RunConfig, names: set[str]) -> str:

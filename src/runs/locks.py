@@ -24,7 +24,7 @@ class RunLocks:
 
     def take(self, run: str, wait: bool = False) -> bool:
         """Whether the run of this hash is now this process's; False while another has it, unless it is to wait."""
-        self.keep()
+        self._open()
         try:
             self._lock(byte_of(run), wait=wait)
         except BlockingIOError:
@@ -38,7 +38,7 @@ class RunLocks:
 
     def take_all(self) -> bool:
         """Whether no other process has any run; until `free_all` none can take one."""
-        self.keep()
+        self._open()
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, ALL_RUNS, 0)
         except BlockingIOError:
@@ -49,12 +49,16 @@ class RunLocks:
         fcntl.lockf(self._file, fcntl.LOCK_UN, ALL_RUNS, 0)
 
     def made(self) -> float:
-        """When the file was made, in seconds since 1970: nothing is ever written to it."""
-        self.keep()
-        return os.fstat(self._file.fileno()).st_mtime
+        """When the file was made, in seconds since 1970, or a little later: nothing is ever written to it."""
+        self._open()
+        return os.fstat(self._file.fileno()).st_mtime + 1  # the file system's clock may lag behind
 
     def keep(self) -> None:
-        """See to it that the locks held are in the file that others find: the first time, and where it was removed."""
+        """See to it that the locks held are in the file that others find, where one was removed."""
+        if self._held:
+            self._open()
+
+    def _open(self) -> None:
         if self._file is not None and self._is_in_place():
             return
         self._file = open(self.path, "a")  # noqa: SIM115 (held until the process ends)

@@ -70,7 +70,10 @@ class RunLog:
             self._refuse_hard_links()
             self.locks = RunLocks(Path(f"{self._file}-lock"))
             self.db = sqlite3.connect(self._file, timeout=PATIENCE, isolation_level=None)
-            self._prepare(journal)
+            with contextlib.ExitStack() as unless_ready:
+                unless_ready.callback(self.db.close)
+                self._prepare(journal)
+                unless_ready.pop_all()
         except (sqlite3.Error, OSError, RuntimeError) as error:  # RuntimeError: links in a circle
             raise LogError(f"cannot open the run log {self.path} ({error}); name another file") from error
         weakref.finalize(self, leave, self.db, self._file, self._identity, os.getpid())

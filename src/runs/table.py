@@ -114,17 +114,9 @@ def _parquet(path: Path, history: bool) -> "pd.DataFrame":
 def _csv(path: Path, history: bool) -> "pd.DataFrame":
     import pandas as pd
 
-    from src.runs.columns import TEXTS
-
     try:
-        # A hash may look like a number. Numbers are read to the last bit.
-        texts = dict.fromkeys(TEXTS, str)
-        return pd.read_csv(
-            path,
-            dtype=texts,
-            float_precision="round_trip",
-            usecols=lambda name: history or not name.startswith(HISTORY),
-        )
+        # Texts, for `plain` to make numbers of: a hash may look like one.
+        return pd.read_csv(path, dtype=str, usecols=lambda name: history or not name.startswith(HISTORY))
     except (OSError, ValueError) as error:
         raise LogError(f"cannot read the table {path}: {error}") from error
 

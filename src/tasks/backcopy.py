@@ -53,15 +53,19 @@ class Backcopy(Task):
     A bigram needs no attention: rows of no trigger have to attend to nothing.
     """
 
+    # About the smallest with which softmax solves it and has a sink: in one run BOS's share was 0.24 after half of the
+    # steps at lr 3e-3, and 0.87 with these.
     defaults = {
-        "seq_length": 65,
-        "num_train": 25_600,
-        "num_epochs": 5,
+        "seq_length": 33,
+        "num_train": 25_600,  # 400 steps an epoch: 4,000 in all
+        "num_epochs": 10,
         "batch_size": 64,
+        "lr": 1e-2,
         "positional_type": "add",
-        "embed_dim": 64,
+        "embed_dim": 32,
         "num_layers": 1,
         "num_heads": 1,
+        "use_mlp": False,
     }
     settings = ("lr", "use_residual", "num_layers", "num_heads", "use_mlp", "use_layernorm")
     accuracy = "eval/acc"

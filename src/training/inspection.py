@@ -2,10 +2,12 @@
 
 import json
 import os
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -32,9 +34,26 @@ def kept_name(config: RunConfig) -> str:
     return f"{short_name(config.task)}_{short_name(config.attention_type)}"
 
 
+def path_of(config: RunConfig, folder: Path) -> Path:
+    """Where `keep` writes the model of a run."""
+    return folder / f"{kept_name(config)}_{config.hash}.safetensors"
+
+
+def keep(model: Transformer, config: RunConfig, summary: dict[str, float], folder: Path) -> None:
+    """Write the trained model of a run, with its config and summary, where `trained` finds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"config": json.dumps(config.to_dict()), "summary": json.dumps(summary), "code": str(git_commit())}
+    path = path_of(config, folder)
+    unfinished = path.with_suffix(f".{os.getpid()}.part")
+    # of a stack's member only its own part of the stack's memory
+    save_file({name: value.detach().cpu().clone() for name, value in model.state_dict().items()}, unfinished, about)
+    unfinished.replace(path)
+
+
 def trained(config: RunConfig, folder: Path | str = MODELS) -> tuple[Transformer, dict[str, float]]:
-    """The trained model of a run and the run's summary: from `folder` if it is kept there, else trained now
-    (minutes for the paper's induction runs) and kept. Delete the file to train it again."""
+    """The trained model of a run and the run's summary: from `folder` if it is kept there, as by `train.py
+    --keep_models`, else trained now (minutes for the paper's induction runs) and kept. Delete the file to train it
+    again."""
     folder = Path(folder)
     for path in folder.glob(f"{kept_name(config)}_*.safetensors"):
         with safe_open(path, framework="pt") as file:
@@ -46,13 +65,31 @@ def trained(config: RunConfig, folder: Path | str = MODELS) -> tuple[Transformer
             return model, json.loads(about["summary"])
     prepare_process()
     model, summary = train(config, observers=[ProgressBar(config)])
-    folder.mkdir(parents=True, exist_ok=True)
-    about = {"config": json.dumps(config.to_dict()), "summary": json.dumps(summary), "code": str(git_commit())}
-    path = folder / f"{kept_name(config)}_{config.hash}.safetensors"
-    unfinished = path.with_suffix(f".{os.getpid()}.part")
-    save_file(model.state_dict(), unfinished, about)
-    unfinished.replace(path)
+    keep(model, config, summary, folder)
     return model, summary
+
+
+class ModelKeeper(Observer):
+    """Keeps the model of a run that finishes. A disk that is full costs the file alone: the run goes on."""
+
+    def __init__(self, config: RunConfig, folder: Path):
+        self.config, self.folder, self.model = config, folder, None
+
+    def on_step(self, step: int, loss: Tensor, model: Transformer) -> None:
+        self.model = model
+
+    def on_end(self, state: str, summary: dict[str, float], error: str | None = None) -> None:
+        if state != "finished":
+            return
+        try:
+            keep(self.model, self.config, summary, self.folder)
+        except (OSError, SafetensorError) as reason:
+            print(f"the model of {self.config.title} is not kept ({reason}); its results are", file=sys.stderr)
+
+
+def count_unkept(configs: Iterable[RunConfig], folder: Path) -> int:
+    """How many of the runs have no file of `keep` in the folder."""
+    return sum(not path_of(config, folder).exists() for config in configs)
 
 
 @torch.no_grad()

@@ -1,11 +1,14 @@
 """Which runs train as one stack, and how many at once."""
 
 import dataclasses
+import heapq
+import os
 from collections.abc import Sequence
 
 import torch
 
 from src.config import STACKABLE, RunConfig
+from src.errors import require
 from src.tasks import find_task
 from src.training.loop import train_stack
 
@@ -25,13 +28,18 @@ def make_stacks(points: Sequence[RunConfig], size: int | None) -> list[list[RunC
         return [[config] for config in points]
     groups: dict[tuple, list[RunConfig]] = {}
     for config in points:
-        alike = tuple(value for name, value in config.to_dict().items() if name not in STACKABLE)
-        groups.setdefault((*alike, positions_read(config)), []).append(config)
+        groups.setdefault(shape_of(config), []).append(config)
     return [
         part
         for group in groups.values()
         for part in batched(sorted(group, key=lambda config: config.lr), size or len(group))
     ]
+
+
+def shape_of(config: RunConfig) -> tuple:
+    """What the runs of a stack have in common."""
+    alike = tuple(value for name, value in config.to_dict().items() if name not in STACKABLE)
+    return (*alike, positions_read(config))
 
 
 def positions_read(config: RunConfig) -> range:
@@ -45,15 +53,54 @@ def step_work(config: RunConfig) -> int:
     return config.batch_size * positions * config.embed_dim**2 * (12 if config.use_mlp else 4)
 
 
-def fastest_stacks(points: Sequence[RunConfig], device: str) -> list[list[RunConfig]]:
+def fastest_stacks(points: Sequence[RunConfig], device: str, workers: int) -> list[list[RunConfig]]:
     """The points as stacks of the size that was measured to be fastest: on a GPU as many as there are (it is for
-    `members_that_fit` to cut them); on a CPU several where a step is cheap, else each run alone."""
+    `members_that_fit` to cut them); on a CPU several where a step is cheap, but so that all workers have something to
+    do, else each run alone."""
     if device == "cuda":
         return make_stacks(points, None)
     cheap = [config for config in points if step_work(config) < CHEAP]
     others = [config for config in points if step_work(config) >= CHEAP]
-    few = [part for stack in make_stacks(cheap, None) for part in evenly(stack, ON_A_CPU)]
-    return make_stacks(others, 1) + few
+    whole = make_stacks(cheap, None)
+    ways = [[part for stack in whole for part in evenly(stack, size)] for size in range(ON_A_CPU, 0, -1)]
+    return make_stacks(others, 1) + min(ways, key=lambda stacks: time_of([len(stack) for stack in stacks], workers))
+
+
+def time_of(sizes: Sequence[int], workers: int) -> int:
+    """About how long stacks of these sizes take workers, of whom each takes the largest that is left. What all of a
+    stack's cheap steps cost together is about what one run's own work is."""
+    busy = [0] * workers
+    for size in sorted(sizes, reverse=True):
+        heapq.heapreplace(busy, busy[0] + 1 + size)
+    return max(busy)
+
+
+def least_memory(config: RunConfig) -> int:
+    """Bytes that a run is certain to take: its blocks' matrices, embedding and head in float32, each with its gradient,
+    and the inputs of its sequences."""
+    task = find_task(config.task)(config)
+    blocks = config.num_layers * config.embed_dim * (12 if config.use_mlp else 4)
+    parameters = config.embed_dim * (blocks + (task.num_tokens or 0) // 2 + task.num_classes)
+    of_position = 4 * task.num_features if task.num_tokens is None else 8
+    return 8 * parameters + (config.num_train + config.num_eval) * task.num_positions * of_position
+
+
+def check_memory(stack: Sequence[RunConfig], device: str) -> None:
+    """ConfigError for a stack that is certain to need more memory than there is; on a GPU, where stacks are cut to
+    what fits, for a run that is."""
+    config, members = stack[0], 1 if device == "cuda" else len(stack)
+    needed = members * least_memory(config)
+    there = (
+        torch.cuda.mem_get_info()[1] if device == "cuda" else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    )
+    sizes = ", ".join(
+        f"{name}={getattr(config, name)}" for name in ("embed_dim", "num_layers", "vocab_size", "num_train")
+    )
+    require(
+        needed <= there,
+        f"{sizes} need at least {needed / 1e9:,.0f} GB of memory{f' for a stack of {members}' if members > 1 else ''}, "
+        f"and there are {there / 1e9:,.0f}; choose smaller ones",
+    )
 
 
 def batched(items: list[RunConfig], size: int) -> list[list[RunConfig]]:

@@ -1,19 +1,49 @@
-"""Sweep files: from a W&B sweep file to the runs that it asks for, in W&B's order."""
+"""Sweep files: from a W&B sweep file to the runs that it asks for.
 
-import itertools
+A file is read as W&B's own controller reads it. A grid's runs are not listed but counted and computed, so that a shard
+of a sweep of any size costs what its own runs cost.
+"""
+
 import json
 import math
+import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from src.config import ConfigError, RunConfig, check_name, checked_list, members, require
+from src.config import STACKABLE, RunConfig, check_name, checked_list, members
+from src.errors import ConfigError, require
+from src.tasks import TASKS
 from src.training.stacks import make_stacks
+from src.values import as_float, as_int, read_yaml, shown
+
+PAPERS = ("induction", "classification")  # a file of others that names no task is of one of the paper's
+MOST = 100_000  # runs that are listed at once: a config and its hash take about 0.1 ms and 2 kB
+Draw = Callable[[np.random.Generator], Any]
+
+# How each distribution of W&B's draws a value, of the numbers that it needs, in order.
+DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
+    "uniform": (("min", "max"), lambda rng, low, high: rng.uniform(low, high)),
+    "int_uniform": (("min", "max"), lambda rng, low, high: int(rng.integers(int(low), int(high), endpoint=True))),
+    "log_uniform": (("min", "max"), lambda rng, low, high: math.exp(rng.uniform(low, high))),
+    "log_uniform_values": (("min", "max"), lambda rng, low, high: math.exp(rng.uniform(math.log(low), math.log(high)))),
+    "inv_log_uniform": (("min", "max"), lambda rng, low, high: math.exp(-rng.uniform(low, high))),
+    "inv_log_uniform_values": (
+        ("min", "max"),
+        lambda rng, low, high: math.exp(-rng.uniform(-math.log(high), -math.log(low))),
+    ),
+    "normal": (("mu", "sigma"), lambda rng, mu, sigma: rng.normal(mu, sigma)),
+    "log_normal": (("mu", "sigma"), lambda rng, mu, sigma: rng.lognormal(mu, sigma)),
+    "beta": (("a", "b"), lambda rng, a, b: rng.beta(a, b)),
+}
+QUANTISED = [f"q_{name}" for name in DISTRIBUTIONS if name != "int_uniform"]
+GIVEN = ("constant", "categorical", "categorical_w_probabilities")  # one value, or some values
+DEFAULTS = {"mu": 0.0, "sigma": 1.0, "q": 1}  # of what a description may leave out
 
 
 @dataclass(frozen=True)
@@ -21,34 +51,113 @@ class Sweep:
     """What a sweep file asks for.
 
     Args:
+        path: The file.
         method: grid, or random.
         parameters: For each field of RunConfig that the sweep sets, W&B's description of its values.
-        run_cap: How many runs a random sweep draws.
+        run_cap: How many of its points are run at most; a random sweep draws that many.
+        note: What had to be assumed, in a sentence.
     """
 
+    path: str
     method: str
     parameters: Mapping[str, Mapping[str, Any]]
     run_cap: int | None = None
+    note: str | None = None
 
-    def points(self) -> list[RunConfig]:
-        """The distinct runs of the sweep; where its points are cells (lists of seeds, say), the runs of each.
-        ConfigError names the first point that is no valid run."""
-        chosen = self._grid() if self.method == "grid" else self._random()
-        configs = (config for values in chosen for config in members(values))
+    @cached_property
+    def points_of_grid(self) -> dict[str, Sequence[Any]]:
+        """For each parameter by name, the values or cells (lists) that its points have."""
+        return {name: grid_values(name, self.parameters[name]) for name in sorted(self.parameters)}
+
+    @cached_property
+    def axes(self) -> dict[str, Sequence[Any]]:
+        """For each parameter by name, the distinct values that the runs of a grid have, those of its cells too."""
+        return {
+            name: values if isinstance(values, range) else flat(values) for name, values in self.points_of_grid.items()
+        }
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether the runs are no whole grid, and known only once they are listed."""
+        points = math.prod(map(len_of, self.points_of_grid.values())) if self.method == "grid" else math.inf
+        return self.run_cap is not None and self.run_cap < points
+
+    @cached_property
+    def size(self) -> int:
+        """The number of runs; where the file names one run in two ways (null and the default), at most so many."""
+        return len(self._listed) if self.is_listed else math.prod(map(len_of, self.axes.values()))
+
+    def points(self, which: str = "1/1") -> list[RunConfig]:
+        """The distinct runs of part i of n of the sweep, for `which` = "i/n" with i from 1 to n, in the sweep's order:
+        parameters by name, the last one varies fastest.
+
+        The parts cover the sweep, do not overlap and are of one length, up to one run. They depend on nothing but the
+        sweep, so that the shards of a sweep may train on different machines. Runs that can be one stack stay together,
+        but where a part ends in their midst; shapes are mixed, so that parts take about as long as each other.
+
+        Raises ConfigError for a part that there is not, for one of too many runs, and for the first run that is none.
+        """
+        i, n = part_of(which, self.size)
+        places = range(self.size * (i - 1) // n, self.size * i // n)
+        require(
+            len_of(places) <= MOST,
+            f"{self.path} asks for {self.size:,} runs, of which at most {MOST:,} are trained at once; give "
+            f"--shard=1/{-(-self.size // MOST)} (then 2/..., and so on), or a run_cap in the file",
+        )
+        if self.is_listed:
+            part = {self._mixed[place] for place in places}
+            return [config for config in self._listed if config.hash in part]
+        configs = map(self._run, sorted(map(self._index, places)))
+        return list({config.hash: config for config in configs if config is not None}.values())
+
+    def _index(self, place: int) -> int:
+        """Which run of the grid stands at a place of the order that shards are cut from: shape after shape, far from
+        each other, each with all its STACKABLE values."""
+        # by name, so that aux_loss_weight varies slowest: runs without it are stacks of their own
+        members = {name: values for name, values in self.axes.items() if name in STACKABLE}
+        shapes = {name: values for name, values in self.axes.items() if name not in STACKABLE}
+        num_members, num_shapes = (math.prod(map(len_of, axes.values())) for axes in (members, shapes))
+        shape, member = place // num_members * far(num_shapes) % num_shapes, place % num_members
+        digits = digits_of(shapes, shape) | digits_of(members, member)
+        index = 0
+        for name, values in self.axes.items():
+            index = index * len_of(values) + digits[name]
+        return index
+
+    def _run(self, index: int) -> RunConfig | None:
+        """Run `index` of the grid; None where a value (null) becomes another one of the same axis (the default)."""
+        values = chosen(self.axes, digits_of(self.axes, index))
+        config = RunConfig.from_dict(values)
+        become = {name: getattr(config, name) for name in values}
+        return None if any(become[k] != v and become[k] in self.axes[k] for k, v in values.items()) else config
+
+    @cached_property
+    def _listed(self) -> list[RunConfig]:
+        require(
+            self.run_cap <= MOST,
+            f"run_cap={self.run_cap} of {self.path} is more than the {MOST:,} runs that are trained at once; lower it",
+        )
+        points = self._first_of_grid() if self.method == "grid" else self._random()
+        configs = (config for values in points for config in members(values))
         return list({config.hash: config for config in configs}.values())
 
-    def _grid(self):
-        """W&B's order: parameters by name, the last one varies fastest."""
-        names = sorted(self.parameters)
-        for values in itertools.product(*(grid_values(name, self.parameters[name]) for name in names)):
-            yield dict(zip(names, values, strict=True))
+    @cached_property
+    def _mixed(self) -> list[str]:
+        """The hashes of the listed runs in the order that shards are cut from."""
+        stacks = sorted(make_stacks(self._listed, None), key=lambda stack: stack[0].hash)
+        return [config.hash for stack in stacks for config in stack]
 
-    def _random(self):
+    def _first_of_grid(self) -> Iterator[dict[str, Any]]:
+        for index in range(self.run_cap):
+            yield chosen(self.points_of_grid, digits_of(self.points_of_grid, index))
+
+    def _random(self) -> Iterator[dict[str, Any]]:
         """Drawn from a stream that depends on the parameters alone, so that a second start draws the same."""
-        text = json.dumps(self.parameters, sort_keys=True)
+        draws = {name: drawing(name, spec) for name, spec in sorted(self.parameters.items())}
+        text = json.dumps(self.parameters, sort_keys=True, default=str)
         rng = np.random.default_rng(zlib.crc32(text.encode()))
         for _ in range(self.run_cap):
-            yield {name: draw(name, spec, rng) for name, spec in sorted(self.parameters.items())}
+            yield {name: draw(rng) for name, draw in draws.items()}
 
 
 def read_sweep(path: Path | str, fixed: Mapping[str, Any] | None = None) -> Sweep:
@@ -56,102 +165,208 @@ def read_sweep(path: Path | str, fixed: Mapping[str, Any] | None = None) -> Swee
 
     Raises ConfigError if the file cannot be read or is no sweep that can be run locally.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the sweep file {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the sweep file {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    require(
-        isinstance(content, dict),
-        f"the sweep file {path} is empty or no mapping; it needs method and parameters",
-    )
+    content = read_yaml(path, "the sweep file")
     method, parameters = content.get("method"), content.get("parameters")
     require(
         method in ("grid", "random"),
-        f"method={method} of {path} cannot be run locally; use grid or random, or `wandb agent`",
+        f"method={shown(method)} of {path} cannot be run locally; use grid or random, or `wandb agent`",
     )
     require(isinstance(parameters, dict) and bool(parameters), f"the sweep file {path} has no parameters")
+    described = {}
     for name, spec in parameters.items():
-        check_name(name)
-        known = isinstance(spec, dict) and spec.keys() & {"value", "values", "min", "max", "distribution"}
-        require(bool(known), f"parameter {name} of {path} needs value, values, or min and max")
+        field = name.replace("-", "_") if isinstance(name, str) else name
+        check_name(field)
+        require(field != "source", "source is no parameter of a run; it is filled in")
+        require(field not in described, f"{field} is there twice in {path}, with hyphens and without")
+        distribution_of(field, spec)  # refuses what is none
+        described[field] = spec
     run_cap = content.get("run_cap")
     require(
-        method == "grid" or (isinstance(run_cap, int) and run_cap > 0),
-        f"method=random never ends by itself: give {path} a run_cap, the number of runs to draw",
+        (run_cap is None and method == "grid") or (as_int(run_cap) or 0) > 0,
+        f"run_cap={shown(run_cap)} of {path} must be the number of runs to {'draw' if method == 'random' else 'do'}"
+        + ("; method=random never ends by itself" if method == "random" else ""),
     )
-    fixed = {name: {"value": value} for name, value in (fixed or {}).items()}
-    return Sweep(method, parameters | fixed, run_cap)
+    described |= {name: {"value": value} for name, value in (fixed or {}).items()}
+    note = None
+    if "task" not in described:
+        texts = [str(content.get(name, "")) for name in ("program", "name", "project")]
+        task, note = guess_task([*texts, Path(path).stem], described, str(path))
+        described["task"] = {"value": task}
+    return Sweep(str(path), method, described, None if run_cap is None else as_int(run_cap), note)
 
 
-def grid_values(name: str, spec: Mapping[str, Any]) -> list[Any]:
-    """The values of one parameter in a grid, checked and without repeats."""
-    if "value" in spec:
-        values = [spec["value"]]
-    elif "values" in spec:
-        values = spec["values"]
-        require(isinstance(values, list) and bool(values), f"values of {name} must be a list that is not empty")
-    elif isinstance(spec.get("min"), int) and isinstance(spec.get("max"), int):
-        values = range(spec["min"], spec["max"] + 1)
-    else:
-        raise ConfigError(f"parameter {name} of a grid needs value, values, or whole numbers min and max")
-    cells = dict.fromkeys(checked_list(name, value) for value in values)
-    return [cell[0] if len(cell) == 1 else list(cell) for cell in cells]
+def guess_task(texts: Sequence[str], parameters: Mapping[str, Any], what: str) -> tuple[str, str]:
+    """The task of a sweep that names none, and how it was found out, in a sentence about `what`; ConfigError where that
+    is uncertain. `texts` may have a task's name in them: the program, the file."""
+    tasks = {name: TASKS[name] for name in PAPERS}
+    named = [name for name in tasks if any(name in text.lower() for text in texts)]
+    varied = {field for task in tasks.values() for field in task.settings} & parameters.keys()
+    optional = {field for task in tasks.values() for field in task.defaults} & parameters.keys()
+    able = [name for name in named or tasks if optional <= tasks[name].defaults.keys()]
+    usual = [name for name in able if varied <= set(tasks[name].settings)]
+    if len(named) == 1 and able:
+        return named[0], f"{what} names no task: {named[0]}, by its program or its own name"
+    if len(able) == 1:
+        return able[0], f"{what} names no task: {able[0]}, which alone has {', '.join(sorted(optional))}"
+    if RunConfig.task in usual:
+        return RunConfig.task, f"{what} names no task: {RunConfig.task}, the default"
+    hint = f" ({', '.join(sorted(varied))} are what sweeps of {' or '.join(usual)} vary)" if usual else ""
+    raise ConfigError(f"{what} names no task{hint}; add `task: {{value: NAME}}` to its parameters, or give --task=NAME")
 
 
-def draw(name: str, spec: Mapping[str, Any], rng: np.random.Generator) -> Any:
-    """One value of a parameter of a random sweep, by W&B's distributions."""
-    if "value" in spec:
-        return spec["value"]
-    if "values" in spec:
-        grid_values(name, spec)  # checks them
-        try:
-            return spec["values"][rng.choice(len(spec["values"]), p=spec.get("probabilities"))]
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"probabilities of {name} do not fit its values: {error}") from error
-    low, high, q = spec.get("min"), spec.get("max"), spec.get("q", 1)
-    whole = isinstance(low, int) and isinstance(high, int)
-    distribution = spec.get("distribution", "int_uniform" if whole else "uniform")
-    quantised = distribution.startswith("q_")
-    try:
-        value = DISTRIBUTIONS[distribution.removeprefix("q_")](spec, rng)
-    except KeyError as error:
-        raise ConfigError(
-            f"parameter {name} has distribution={distribution}, which is unknown or lacks {error}; known are "
-            f"{', '.join(DISTRIBUTIONS)}, and min and max bound them"
-        ) from error
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"parameter {name} cannot be drawn from min={low}, max={high}: {error}") from error
-    return round(value / q) * q if quantised else value
+# One parameter
 
 
-DISTRIBUTIONS = {
-    "uniform": lambda s, rng: rng.uniform(s["min"], s["max"]),
-    "int_uniform": lambda s, rng: int(rng.integers(s["min"], s["max"], endpoint=True)),
-    "log_uniform": lambda s, rng: math.exp(rng.uniform(s["min"], s["max"])),
-    "log_uniform_values": lambda s, rng: math.exp(rng.uniform(math.log(s["min"]), math.log(s["max"]))),
-    "inv_log_uniform_values": lambda s, rng: 1 / math.exp(rng.uniform(-math.log(s["max"]), -math.log(s["min"]))),
-    "normal": lambda s, rng: rng.normal(s.get("mu", 0), s.get("sigma", 1)),
-    "log_normal": lambda s, rng: rng.lognormal(s.get("mu", 0), s.get("sigma", 1)),
-}
-
-
-def shard(points: list[RunConfig], which: str) -> list[RunConfig]:
-    """Part i of n of the runs, in their order, for `which` = "i/n" with i from 1 to n.
-
-    The parts cover the runs, do not overlap and are of one length, up to one run. They depend on nothing but the
-    runs, so that the shards of a sweep may train on different machines. Runs that can be one stack stay together,
-    but where a part ends in their midst; shapes are mixed, so that parts take about as long as each other.
-    """
-    i, _, n = which.partition("/")
-    valid = i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)
-    require(valid, f"shard={which} must be i/n with i from 1 to n, like 1/4")
+def distribution_of(name: str, spec: Any) -> str:
+    """The name of the distribution that W&B's description of a parameter is of; ConfigError if it is of none."""
     require(
-        int(n) <= len(points),
-        f"shard={which} asks for more parts than the sweep has runs; use at most {len(points)} parts",
+        isinstance(spec, dict) and bool(spec.keys() & {"value", "values", "min", "max", "distribution"}),
+        f"parameter {name} needs value, values, or min and max",
     )
-    groups = sorted(make_stacks(points, None), key=lambda stack: stack[0].hash)
-    mixed = [config.hash for stack in groups for config in stack]
-    chosen = set(mixed[len(mixed) * (int(i) - 1) // int(n) : len(mixed) * int(i) // int(n)])
-    return [config for config in points if config.hash in chosen]
+    distribution = spec.get("distribution", usual_distribution(spec))
+    known = [*GIVEN, *DISTRIBUTIONS, *QUANTISED]
+    require(
+        isinstance(distribution, str) and distribution in known,
+        f"parameter {name} has distribution={shown(distribution)}, which is unknown; choose one of {', '.join(known)}",
+    )
+    needed = numbers_of(distribution)
+    missing = [key for key in needed if key not in spec and key not in DEFAULTS]
+    require(not missing, f"parameter {name} with distribution={distribution} lacks {', '.join(missing)}")
+    others = sorted(map(shown, spec.keys() - {*needed, "distribution"}))
+    require(not others, f"parameter {name} with distribution={distribution} has no use for {', '.join(others)}")
+    return distribution
+
+
+def usual_distribution(spec: Mapping[str, Any]) -> str:
+    """The distribution of a description that names none."""
+    if "value" in spec:
+        return "constant"
+    if "values" in spec:
+        return "categorical_w_probabilities" if "probabilities" in spec else "categorical"
+    return "int_uniform" if type(spec.get("min")) is type(spec.get("max")) is int else "uniform"
+
+
+def numbers_of(distribution: str) -> tuple[str, ...]:
+    """The keys of W&B's description that a distribution is made of."""
+    if distribution in GIVEN:
+        return {"constant": ("value",), "categorical": ("values",)}.get(distribution, ("values", "probabilities"))
+    keys, _ = DISTRIBUTIONS[distribution.removeprefix("q_")]
+    return (*keys, "q") if distribution.startswith("q_") else keys
+
+
+def grid_values(name: str, spec: Mapping[str, Any]) -> Sequence[Any]:
+    """The values of one parameter in a grid, or its cells, checked and without repeats; of a range of whole numbers
+    its ends alone are checked."""
+    distribution = distribution_of(name, spec)
+    if distribution in ("constant", "categorical"):
+        values = [spec["value"]] if "value" in spec else spec["values"]
+        require(isinstance(values, list) and bool(values), f"values of {name} must be a list that is not empty")
+        cells = dict.fromkeys(checked_list(name, value) for value in values)
+        return [cell[0] if len(cell) == 1 else list(cell) for cell in cells]
+    require(
+        distribution in ("int_uniform", "q_uniform"),
+        f"parameter {name} of a grid needs value, values, or min and max that are whole numbers or have "
+        f"distribution=q_uniform; {distribution} is for method=random",
+    )
+    low, high, *q = finite_numbers(name, spec, distribution)
+    if distribution == "int_uniform":
+        for end in (low, high):
+            checked_list(name, int(end))
+        return range(int(low), int(high) + 1)
+    require((high - low) / q[0] <= MOST, f"parameter {name} has more than {MOST:,} values; raise q={q[0]}")
+    return list(dict.fromkeys(checked_list(name, value)[0] for value in np.arange(low, high, q[0]).tolist()))
+
+
+def finite_numbers(name: str, spec: Mapping[str, Any], distribution: str) -> list[float | int]:
+    """The numbers that a distribution is made of, in order; ConfigError where it cannot be of these."""
+    given = {key: spec.get(key, DEFAULTS.get(key)) for key in numbers_of(distribution)}
+    as_number = as_int if distribution == "int_uniform" else as_float
+    numbers = {key: value if type(value) is int else as_number(value) for key, value in given.items()}
+    article = "whole number" if distribution == "int_uniform" else "number"
+    for key, value in numbers.items():
+        require(
+            value is not None and abs(value) < 2**63,
+            f"{key}={shown(given[key])} of {name} must be a {article} below 2**63",
+        )
+        positive = key in ("q", "a", "b") or (key == "min" and distribution.endswith("_values"))
+        require(not positive or value > 0, f"{key}={value} of {name} must be above 0 with {distribution}")
+        require(key != "sigma" or value >= 0, f"sigma={value} of {name} must be at least 0")
+        power = distribution.endswith("log_uniform") and abs(value) > 700
+        require(not power, f"{key}={value} of {name} is too large: {distribution} draws e to that power")
+    if "min" in numbers:
+        low, high = numbers["min"], numbers["max"]
+        require(low <= high, f"min={low} of {name} is more than max={high}; exchange them")
+    return list(numbers.values())
+
+
+def drawing(name: str, spec: Mapping[str, Any]) -> Draw:
+    """How a value of one parameter of a random sweep is drawn, by W&B's distributions."""
+    distribution = distribution_of(name, spec)
+    if distribution == "constant":
+        return lambda rng: spec["value"]
+    if distribution in GIVEN:
+        values, probabilities = spec["values"], spec.get("probabilities")
+        grid_values(name, {"values": values})  # checks them
+        check_probabilities(name, values, probabilities)
+        return lambda rng: values[rng.choice(len(values), p=probabilities)]
+    numbers = finite_numbers(name, spec, distribution)
+    keys, draw = DISTRIBUTIONS[distribution.removeprefix("q_")]
+    if not distribution.startswith("q_"):
+        return lambda rng: draw(rng, *numbers)
+    q = numbers[-1]
+    return lambda rng: quantised(name, draw(rng, *numbers[:-1]), q)
+
+
+def quantised(name: str, value: float, q: float) -> float:
+    """The multiple of q that is nearest."""
+    require(math.isfinite(value / q), f"parameter {name} was drawn as {value}; lower its sigma or max")
+    return round(value / q) * q
+
+
+def check_probabilities(name: str, values: Sequence[Any], probabilities: Any) -> None:
+    try:
+        np.random.default_rng(0).choice(len(values), p=probabilities)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"probabilities of {name} do not fit its values: {error}") from error
+
+
+def flat(cells: Sequence[Any]) -> list[Any]:
+    """The distinct values of points, some of which are lists."""
+    return list(dict.fromkeys(value for cell in cells for value in (cell if isinstance(cell, list) else [cell])))
+
+
+# Parts
+
+
+def part_of(which: str, size: int) -> tuple[int, int]:
+    """i and n of "i/n"; ConfigError if there is no such part of `size` runs."""
+    match = re.fullmatch(r"([0-9]{1,18})/([0-9]{1,18})", which)
+    i, n = map(int, match.groups()) if match else (0, 0)
+    require(1 <= i <= n, f"shard={shown(which)} must be i/n with i from 1 to n, like 1/4")
+    require(n <= size, f"shard={which} asks for more parts than the sweep has runs; use at most {size} parts")
+    return i, n
+
+
+def digits_of(axes: Mapping[str, Sequence[Any]], index: int) -> dict[str, int]:
+    """Which value each axis has in combination `index` of all, of which the last axis varies fastest."""
+    digits = {}
+    for name in reversed(axes):
+        index, digits[name] = divmod(index, len_of(axes[name]))
+    return digits
+
+
+def chosen(axes: Mapping[str, Sequence[Any]], digits: Mapping[str, int]) -> dict[str, Any]:
+    return {name: values[digits[name]] for name, values in axes.items()}
+
+
+def far(size: int) -> int:
+    """A step by which one comes to each of `size` places, neighbours far from each other: about the golden ratio."""
+    step = round(size * 0.6180339887498949)
+    while math.gcd(step, size) != 1:
+        step += 1
+    return step
+
+
+def len_of(values: Sequence[Any]) -> int:
+    """Its length; Python's `len` refuses ranges beyond 2**63."""
+    return (values.stop - values.start) if isinstance(values, range) else len(values)

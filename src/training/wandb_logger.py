@@ -97,7 +97,7 @@ def log_cell(connection: Connection, rows: list[dict[str, Any]]) -> None:
 
     connection.attempt("log the members", log_table)
     states = Counter(row["state"] for row in rows)
-    connection.finish({f"num_{state}": count for state, count in states.items()}, success="failed" not in states)
+    connection.finish({f"num_{state}": count for state, count in states.items()}, success=states.keys() <= {"finished"})
 
 
 def is_text_in_json(value: Any) -> bool:

@@ -18,6 +18,7 @@ from src.config import RunConfig
 from src.runs import LogError, RunLog
 from src.runs.provenance import git_commit
 from src.training import processes
+from src.training.inspection import ModelKeeper
 from src.training.loop import Observer, prepare_process, train_stack
 from src.training.stacks import evenly, members_that_fit
 from src.training.wandb_logger import wandb_observers
@@ -52,17 +53,24 @@ class Recorder(Observer):
 
 
 def execute(
-    configs: Sequence[RunConfig], log: RunLog, device: str, observers: Sequence[Sequence[Observer]] | None = None
+    configs: Sequence[RunConfig],
+    log: RunLog,
+    device: str,
+    observers: Sequence[Sequence[Observer]] | None = None,
+    models: Path | None = None,
 ) -> list[str]:
-    """Train claimed runs as one stack and log each; the states in which they end: finished, diverged or failed.
+    """Train claimed runs as one stack and log each; the states in which they end: finished, diverged or failed. Their
+    models are kept in the folder `models`, if there is one.
 
     A stack that is too large for the GPU's memory is trained in halves. What stops the process (Interrupted,
     KeyboardInterrupt, LogError) is raised again.
     """
     observers = observers or [()] * len(configs)
     recorders = [Recorder(config, log, len(configs)) for config in configs]
-    # The recorder first: nothing that another observer does can lose a result.
-    watching = [[recorder, *own] for recorder, own in zip(recorders, observers, strict=True)]
+    # The recorder before all who may fail: nothing that another observer does can lose a result. Only the model is
+    # kept before the log says that the run is finished, since it would not be trained again.
+    keepers = [[ModelKeeper(config, models)] if models else [] for config in configs]
+    watching = [[*keeper, recorder, *own] for keeper, recorder, own in zip(keepers, recorders, observers, strict=True)]
     too_large = False
     try:
         for config in configs:
@@ -82,8 +90,8 @@ def execute(
         interrupt_all(recorders)  # until its half's turn, this process is not at a run
         half = len(configs) // 2
         return [
-            *execute(configs[:half], log, device, observers[:half]),
-            *execute(configs[half:], log, device, observers[half:]),
+            *execute(configs[:half], log, device, observers[:half], models),
+            *execute(configs[half:], log, device, observers[half:], models),
         ]
     return [recorder.state for recorder in recorders]
 
@@ -112,6 +120,7 @@ class Job:
     device: str = "cpu"
     wandb_mode: str | None = None  # None: W&B is left alone
     fit: bool = False  # whether the stacks are to be cut to what the GPU's memory holds
+    models: Path | None = None  # the folder in which trained models are kept
     began: int | None = None  # how many attempts at runs the log had then: what failed before is tried again
 
     def __post_init__(self):
@@ -160,7 +169,8 @@ def work_at(stack: Sequence[RunConfig], log: RunLog, job: Job) -> bool:
     ours = [config for config in claimed if not log.states(settled_since=job.began, of=config)]
     size = members_that_fit(ours) if ours and job.fit else len(ours)
     for part in evenly(ours, size) if ours else []:
-        execute(part, log, job.device, [wandb_observers(config, job.wandb_mode) for config in part])
+        observers = [wandb_observers(config, job.wandb_mode) for config in part]
+        execute(part, log, job.device, observers, job.models)
         if job.device == "cuda" and gpu_is_broken():
             sys.exit(BROKEN_GPU)
     for config in claimed:

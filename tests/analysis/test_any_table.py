@@ -134,25 +134,43 @@ def test_a_notebook_says_what_a_log_of_another_task_cannot_show(name, task, log,
 
 def test_a_run_is_compared_with_those_of_any_log(log):
     runs = of_task(load_runs(log), "classification")
-    assert scores.scored(runs, Classification)[["accuracy", "sparsity", "flip_rate"]].notna().all(axis=None)
+    assert scores.scored(runs, Classification)[["eval/acc", "sparsity", "flip_rate"]].notna().all(axis=None)
     runs = of_task(load_runs(log), "induction")
-    assert scores.scored(runs, Classification)[["accuracy", "sparsity", "flip_rate"]].isna().all(axis=None)
+    assert scores.scored(runs, Classification)[["sparsity", "flip_rate"]].isna().all(axis=None)
 
 
 def test_claims_of_any_log(log, capsys):
     assert claims.main([str(log)]) == 0
     out = capsys.readouterr().out
     assert "9 runs of induction, 1 of them diverged, which differ in" in out
-    assert "(a) share of heads: " in out or "(a) no run of" in out
+    assert "2 runs of other tasks" in out
+    assert "(a) no run of softmax to measure this by" in out  # none solves the task
     assert "lr 1e+30 0 of 1 (1 diverged)" in out
     assert "halved" in out
+
+
+def test_claims_of_another_task_are_sentences(log, tmp_path, capsys):
+    runs = load_runs(log, history=True)
+    runs[runs["task"].str.contains("Parity")].to_parquet(tmp_path / "parity.parquet")
+    assert claims.main([str(tmp_path / "parity.parquet")]) == 0
+    said = [
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if line and not line.startswith(("(sinks)", "(rates)", "(set", "(sp"))
+    ]
+    assert said[:3] == [
+        "0 runs of induction",
+        "0 runs of classification",
+        "2 runs of other tasks, of which the paper claims nothing",
+    ]
+    assert all("no run of" in line for line in said[3:])
 
 
 def test_a_closing_table_has_what_varies_as_rows(log):
     blocks = report.of_sweep(load_runs(log)).split("\n\n")
     assert [block.partition(":")[0] for block in blocks] == ["induction", "classification", "Parity"]
     induction = blocks[0].splitlines()
-    assert induction[1].split() == ["finished", "diverged", "accuracy", "seconds"]  # no run solves the task
+    assert induction[1].split() == ["finished", "diverged", "eval/acc_induction", "seconds"]  # no run solves the task
     assert induction[2].split()[:4] == ["lr", "num_epochs", "num_heads", "attention_type"]
     (diverged,) = [line.split() for line in induction if "1.000000e+30" in line or "1e+30" in line]
     assert diverged[-2] == "–"  # what it had measured is not averaged in

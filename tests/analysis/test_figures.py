@@ -119,7 +119,7 @@ def test_the_title_says_what_the_runs_have_in_common(induction):
 def test_rates_that_weigh_the_same(induction):
     figure = figures.sink_proportions(induction, equally=["lr"])
     assert heights(figure.axes[0])[0] == pytest.approx((1 + 0.5) / 2)
-    assert "each combination of lr weighs the same" in note(figure)
+    assert "each lr weighs the same" in note(figure)
 
 
 def test_a_panel_for_each_value(induction):
@@ -275,7 +275,7 @@ def test_where_pictures_go(tmp_path, monkeypatch):
     monkeypatch.chdir(COMMITTED.parent)
     for source in (COMMITTED, str(COMMITTED), COMMITTED.name):
         assert figures.folder_for(source) == figures.FOLDER
-    for source in ("runs.db", tmp_path / COMMITTED.name, "entity/project/sweep"):
+    for source in ("runs.db", tmp_path / COMMITTED.name, "entity/project/sweep", [COMMITTED, "runs.db"]):
         assert figures.folder_for(source) == figures.OWN_FOLDER
 
 

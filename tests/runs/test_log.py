@@ -1,30 +1,19 @@
 import json
 import math
 import sqlite3
-import subprocess
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
+from rows import A, B, finish, other_process
 from tiny import tiny
 
 from src.runs import LogError, RunLog, export, load_runs
 from src.runs.__main__ import main
 
-A, B = tiny(seed=1), tiny("classification", seed=2)
-
 
 @pytest.fixture
 def log(tmp_path):
     return RunLog(tmp_path / "deep" / "runs.db")
-
-
-def finish(log, config, epochs=2, **summary):
-    log.start(config, "cpu")
-    for epoch in range(epochs):
-        log.add_epoch(config, epoch, {"epoch": epoch, "step": 4 * epoch, "eval/loss": 1.5 - epoch})
-    log.end(config, "finished", {"eval/loss": 0.5} | summary, seconds=2.5)
 
 
 def test_a_run_is_written_and_read_back(log):
@@ -89,27 +78,16 @@ def test_which_runs_are_settled(log):
     assert log.states(settled_since=0, of=configs[2]) == {configs[2].hash: "failed"}
 
 
-CLAIM = "import sys; from src.runs import RunLog; from tiny import tiny; log = RunLog(sys.argv[1])\n"
-
-
-def other_process(code, path):
-    return subprocess.Popen(
-        [sys.executable, "-c", CLAIM + code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        cwd=Path(__file__).parents[1],
-    )  # fmt: skip
-
-
 def test_a_claim_keeps_others_away_and_ends_with_its_process(log):
-    holder = other_process("print(log.claim(tiny(seed=1)), flush=True); input()", log.path)
-    assert holder.stdout.readline() == "True\n"
-    assert not log.claim(A)
-    assert log.claim(B)
-    holder.kill()
-    holder.wait()
+    with other_process(lambda: RunLog(log.path).claim(A), lambda: 1) as act:
+        assert act()
+        assert not log.claim(A)
+        assert log.claim(B)
     assert log.claim(A, wait=True)
-    other = other_process("print(log.claim(tiny(seed=1)), log.claim(tiny('classification', seed=2)))", log.path)
-    log.release(B)
-    assert other.communicate("")[0] == "False True\n"
+    with other_process(*(lambda c=c: RunLog(log.path).claim(c) for c in (A, B, B))) as act:
+        assert [act(), act()] == [False, False]
+        log.release(B)
+        assert act()
 
 
 def rewrite(log, **old_fields):

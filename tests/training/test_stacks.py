@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,22 @@ import pytest
 import torch
 from tiny import tiny
 
-from src.config import ConfigError
+from src.config import ConfigError, RunConfig
 from src.model.registry import ATTENTION
 from src.optimizers import StackedOptimizer
 from src.runs import RunLog
 from src.training import stacks, workers
-from src.training.loop import DivergedError, Observer, build_stack, check_precision, check_stack, train, train_stack
+from src.training.inspection import held_out
+from src.training.loop import (
+    DivergedError,
+    Observer,
+    build_model,
+    build_stack,
+    check_precision,
+    check_stack,
+    train,
+    train_stack,
+)
 from src.training.stacks import fastest_stacks, make_stacks
 from src.training.sweep import read_sweep
 
@@ -187,13 +198,44 @@ def test_on_a_cpu_runs_of_cheap_steps_are_stacked():
     """One-layer classification, whose last block sees one position; not two layers, not induction."""
     points = read_sweep(SWEEPS / "classification.yaml").points() + read_sweep(SWEEPS / "induction.yaml").points()
     of_size = {1: set(), 7: set(), 8: set()}
-    for stack in fastest_stacks(points, "cpu"):
+    for stack in fastest_stacks(points, "cpu", 2):
         check_stack(stack)
         of_size[len(stack)] |= {(config.task, config.num_layers) for config in stack}
     assert of_size[1] == {("classification", 2), ("induction", 2)}
     assert of_size[7] == of_size[8] == {("classification", 1)}
-    assert sum(map(len, fastest_stacks(points, "cpu"))) == len(points)
-    assert fastest_stacks(points, "cuda") == make_stacks(points, None)
+    assert sum(map(len, fastest_stacks(points, "cpu", 2))) == len(points)
+    assert fastest_stacks(points, "cuda", 1) == make_stacks(points, None)
+
+
+@pytest.mark.parametrize(
+    ("runs", "workers", "sizes"),
+    [(15, 2, [8, 7]), (15, 4, [4, 4, 4, 3]), (6, 2, [3, 3]), (18, 2, [5, 5, 5, 3]), (3, 8, [1, 1, 1]), (15, 1, [8, 7])],
+)
+def test_cheap_runs_of_one_cell_use_all_workers(runs, workers, sizes):
+    cell = [RunConfig(task="classification", num_layers=1, num_heads=1, seed=seed) for seed in range(runs)]
+    parts = sorted(map(len, fastest_stacks(cell, "cpu", workers)), reverse=True)
+    assert sum(parts) == runs
+    assert len(parts) >= min(workers, runs)
+    assert stacks.time_of(parts, workers) <= stacks.time_of(sizes, workers)
+
+
+def test_what_certainly_needs_more_memory_than_there_is_is_refused(monkeypatch):
+    """What is certain is less than what there is: parameters and sequences of what is built."""
+    for config in (RunConfig(), RunConfig(task="classification", use_mlp=False, positional_type="concat")):
+        model = build_model(config)
+        tensors = [*model.parameters()] * 2 + [held_out(config)[0]] * (1 + config.num_train // config.num_eval)
+        assert 0.8 < stacks.least_memory(config) / sum(t.numel() * t.element_size() for t in tensors) < 1
+        stacks.check_memory([config] * 8, "cpu")
+    for fields in ({"embed_dim": 10**6}, {"num_train": 10**12}, {"vocab_size": 10**15}, {"num_layers": 10**9}):
+        ((name, value),) = fields.items()
+        with pytest.raises(ConfigError, match=f"{name}={value}.* need at least .* GB of memory") as refusal:
+            stacks.check_memory([RunConfig(**fields)], "cpu")
+        assert "\n" not in str(refusal.value)
+    config = RunConfig(embed_dim=1024)
+    monkeypatch.setattr(os, "sysconf", lambda name: int((2.5 * stacks.least_memory(config)) ** 0.5))
+    stacks.check_memory([config] * 2, "cpu")
+    with pytest.raises(ConfigError, match="for a stack of 3"):
+        stacks.check_memory([config] * 3, "cpu")
 
 
 def test_what_fits_is_judged_by_a_trial(monkeypatch):

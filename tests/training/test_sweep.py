@@ -1,5 +1,8 @@
+import functools
 import itertools
+import math
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +10,16 @@ import pytest
 import yaml
 
 from src.config import ConfigError
+from src.training import sweep as sweeps
 from src.training.stacks import make_stacks
-from src.training.sweep import DISTRIBUTIONS, read_sweep, shard
+from src.training.sweep import DISTRIBUTIONS, QUANTISED, drawing, part_of, read_sweep
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
+
+
+@functools.cache
+def points_of(name):
+    return read_sweep(SWEEPS / f"{name}.yaml").points()
 
 
 def write(path, parameters, **others):
@@ -32,13 +41,13 @@ def write(path, parameters, **others):
     ],
 )
 def test_the_sweeps_have_the_papers_sizes(name, count):
-    points = read_sweep(SWEEPS / f"{name}.yaml").points()
+    points = points_of(name)
     assert len(points) == len({point.hash for point in points}) == count
 
 
 @pytest.mark.parametrize("task", ["induction", "classification"])
 def test_the_main_sweep_is_part_of_the_whole(task):
-    whole, main = (read_sweep(SWEEPS / f"{task}{suffix}.yaml").points() for suffix in ("", "_main"))
+    whole, main = (points_of(f"{task}{suffix}") for suffix in ("", "_main"))
     assert {point.hash for point in main} < {point.hash for point in whole}
 
 
@@ -64,15 +73,15 @@ def test_grid_order_is_wandbs(tmp_path):
 
 @pytest.mark.parametrize(("task", "cells"), [("induction", 288), ("classification", 864)])
 def test_cells_are_the_same_runs_as_the_plain_sweep(task, cells):
-    plain, by_cell = (read_sweep(SWEEPS / f"{task}{suffix}.yaml") for suffix in ("", "_cells"))
-    assert {point.hash for point in plain.points()} == {point.hash for point in by_cell.points()}
-    assert len(list(by_cell._grid())) == cells
+    assert {point.hash for point in points_of(task)} == {point.hash for point in points_of(f"{task}_cells")}
+    by_cell = read_sweep(SWEEPS / f"{task}_cells.yaml")
+    assert math.prod(map(len, by_cell.points_of_grid.values())) == cells
 
 
 def test_points_may_be_cells(tmp_path):
     path = write(tmp_path, {"seed": {"values": [[0, 1], 5]}, "lr": {"value": [0.1, 0.2, 0.1]}})
     points = [(p.lr, p.seed) for p in read_sweep(path).points()]
-    assert points == [(0.1, 0), (0.1, 1), (0.2, 0), (0.2, 1), (0.1, 5), (0.2, 5)]
+    assert points == [(0.1, 0), (0.1, 1), (0.1, 5), (0.2, 0), (0.2, 1), (0.2, 5)]
 
 
 def test_repeated_values_are_one_run(tmp_path):
@@ -105,51 +114,168 @@ def test_random_sweeps_draw_the_same_each_time_and_within_bounds(tmp_path):
     assert 300 < sum(p.attention_type == "softmax" for p in points) < 400
 
 
-@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("name", [*DISTRIBUTIONS, *QUANTISED])
 def test_distributions_are_those_that_wandb_documents(name):
-    rng = np.random.default_rng(0)
+    kind = name.removeprefix("q_")
     spec = {
         "log_uniform": {"min": np.log(2), "max": np.log(8)},
+        "inv_log_uniform": {"min": -np.log(8), "max": -np.log(2)},
         "normal": {"mu": 4, "sigma": 0.1},
         "log_normal": {"mu": np.log(4), "sigma": 0.1},
-    }.get(name, {"min": 2, "max": 8})
-    values = np.array([DISTRIBUTIONS[name](spec, rng) for _ in range(4000)])
-    assert 2 <= values.min() < values.max() <= 8
-    medians = {"uniform": 5, "int_uniform": 5}
-    assert np.median(values) == pytest.approx(medians.get(name, 4), rel=0.05)
+        "beta": {"a": 3, "b": 3},
+    }.get(kind, {"min": 2, "max": 8})
+    spec = spec | {"distribution": name} | ({"q": 0.25} if name in QUANTISED else {})
+    rng, draw = np.random.default_rng(0), drawing("lr", spec)
+    values = np.array([draw(rng) for _ in range(4000)])
+    low, high, median = (0, 1, 0.5) if kind == "beta" else (2, 8, {"uniform": 5, "int_uniform": 5}.get(kind, 4))
+    assert low <= values.min() < values.max() <= high
+    assert np.median(values) == pytest.approx(median, rel=0.07)
+    assert name not in QUANTISED or np.all(values % 0.25 == 0)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 7, 18])
-def test_shards_are_disjoint_and_cover_the_grid(n):
-    points = read_sweep(SWEEPS / "quick.yaml").points()
-    parts = [shard(points, f"{i}/{n}") for i in range(1, n + 1)]
+@pytest.mark.parametrize("name", ["quick", "random"])
+def test_shards_are_disjoint_and_cover_the_sweep(n, name, tmp_path):
+    parameters = {"lr": {"min": 0.1, "max": 1.0}, "seed": {"values": [0, 1]}}
+    random = write(tmp_path, parameters, method="random", run_cap=18)
+    sweep = read_sweep(random if name == "random" else SWEEPS / "quick.yaml")
+    points = sweep.points()
+    parts = [sweep.points(f"{i}/{n}") for i in range(1, n + 1)]
     assert sorted(p.hash for part in parts for p in part) == sorted(p.hash for p in points)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert all(part == [p for p in points if p in part] for part in parts)  # in the sweep's order
 
 
 def test_shards_keep_together_what_can_be_one_stack():
-    points = read_sweep(SWEEPS / "classification_main.yaml").points()
-    stacks = make_stacks(points, None)
+    sweep = read_sweep(SWEEPS / "classification_main.yaml")
+    stacks = make_stacks(points_of("classification_main"), None)
     for i in (1, 2, 3):
-        part = set(shard(points, f"{i}/3"))
+        part = set(sweep.points(f"{i}/3"))
         cut = [stack for stack in stacks if 0 < len(part & set(stack)) < len(stack)]
         assert len(cut) <= 2
-    shapes = {p.attention_type for p in shard(points, "1/20")}
+    shapes = {p.attention_type for p in sweep.points("1/20")}
     assert len(shapes) > 3  # not one type's alone, which may be slow
 
 
 def test_more_shards_than_runs_are_refused():
-    points = read_sweep(SWEEPS / "quick.yaml").points()
-    assert len(shard(points, "18/18")) == 1
+    sweep = read_sweep(SWEEPS / "quick.yaml")
+    assert len(sweep.points("18/18")) == 1
     with pytest.raises(ConfigError, match="shard=20/20 asks for more parts than the sweep has runs; use at most 18"):
-        shard(points, "20/20")
+        sweep.points("20/20")
 
 
-@pytest.mark.parametrize("which", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "1/2/3", ""])
+@pytest.mark.parametrize("which", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "1/2/3", "", "²/3", "1/" + "9" * 5000])
 def test_shards_out_of_range(which):
-    with pytest.raises(ConfigError, match=re.escape(f"shard={which} must be i/n with i from 1 to n, like 1/4")):
-        shard([], which)
+    with pytest.raises(ConfigError, match="shard=.* must be i/n with i from 1 to n, like 1/4"):
+        part_of(which, 10**30)
+
+
+HUGE = {
+    "seed": {"min": 0, "max": 10**9 - 1},
+    "lr": {"values": [0.1, 0.2]},
+    "attention_type": {"values": ["softmax", "linear"]},
+    "aux_loss_weight": {"values": [0.0, 0.2]},
+}
+
+
+def test_a_sweep_of_any_size_is_counted_and_cut_without_being_listed(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeps, "MOST", 100)
+    sweep, began = read_sweep(write(tmp_path, HUGE)), time.perf_counter()
+    assert sweep.size == 8 * 10**9
+    parts = [sweep.points(f"{i}/{10**8}") for i in (1, 2, 10**8 // 2 + 1, 10**8)]
+    assert [len(part) for part in parts] == [80] * 4
+    assert len({point.hash for part in parts for point in part}) == 320
+    with pytest.raises(ConfigError, match="asks for 8,000,000,000 runs, .* give --shard=1/80000000 "):
+        sweep.points()
+    assert len(sweep.points("80000000/80000000")) == 100
+    assert read_sweep(write(tmp_path, HUGE, run_cap=3)).size == 3
+    assert read_sweep(write(tmp_path, HUGE | {"num_train": {"min": 1, "max": 2**62}})).size == 8 * 10**9 * 2**62
+    assert time.perf_counter() - began < 10
+
+
+def test_random_sweeps_of_too_many_runs_are_refused(tmp_path):
+    sweep = read_sweep(write(tmp_path, {"lr": {"min": 0.1, "max": 1.0}}, method="random", run_cap=10**9))
+    with pytest.raises(ConfigError, match="run_cap=1000000000 of .* is more than the 100,000 runs"):
+        sweep.points("1/1000")
+
+
+def test_the_run_cap_of_a_grid_counts_its_first_points(tmp_path):
+    path = write(tmp_path, {"seed": {"values": [[0, 1], 2, 3]}, "lr": {"values": [0.1, 0.2]}}, run_cap=4)
+    points = [(p.lr, p.seed) for p in read_sweep(path).points()]
+    assert points == [(0.1, 0), (0.1, 1), (0.1, 2), (0.1, 3), (0.2, 0), (0.2, 1)]
+    parts = [read_sweep(path).points(f"{i}/4") for i in range(1, 5)]
+    assert sorted((p.lr, p.seed) for part in parts for p in part) == points
+    assert read_sweep(write(tmp_path, {"seed": {"values": [0, 1]}}, run_cap=5)).size == 2
+
+
+def test_null_and_the_default_are_one_run(tmp_path):
+    sweep = read_sweep(
+        write(
+            tmp_path,
+            {"vocab_size": {"values": [None, 50, 60]}, "seed": {"values": [0, 1]}, "task": {"value": "induction"}},
+        )
+    )
+    assert sorted((p.vocab_size, p.seed) for p in sweep.points()) == [(50, 0), (50, 1), (60, 0), (60, 1)]
+    hashes = [p.hash for i in range(1, 4) for p in sweep.points(f"{i}/3")]
+    assert len(hashes) == len(set(hashes)) == 4
+
+
+def test_files_of_others(tmp_path):
+    """Numbers as texts, hyphens, quantised ranges as W&B's controller lists them: without the upper end."""
+    parameters = {
+        "lr": {"values": ["1e-2", "0.01", 1e-3]},
+        "num-heads": {"values": ["2", 4.0]},
+        "num_train": {"distribution": "q_uniform", "min": 100, "max": "500", "q": 100},
+        "aux_loss_weight": {"distribution": "q_uniform", "min": 0, "max": 0.3, "q": "0.1"},
+        "use_mlp": {"values": ["true", "False"]},
+        "seed": {"distribution": "int_uniform", "min": "3", "max": 4.0},
+        "positional_type": {"distribution": "constant", "value": "no"},
+    }
+    sweep = read_sweep(write(tmp_path, parameters, name="of others"))
+    assert sweep.axes == {
+        "lr": [0.01, 0.001],
+        "num_heads": [2, 4],
+        "num_train": [100, 200, 300, 400],
+        "aux_loss_weight": [0.0, 0.1, 0.2],
+        "use_mlp": [True, False],
+        "seed": range(3, 5),
+        "positional_type": ["no"],
+        "task": ["induction"],
+    }
+    assert len(sweep.points()) == 2 * 2 * 4 * 3 * 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("parameters", "others", "task", "how"),
+    [
+        ({}, {}, "induction", "the default"),
+        ({"num_labels": 4}, {}, "classification", "which alone has num_labels"),
+        ({"shift_query_token": True}, {}, "induction", ""),
+        ({"num_layers": 1}, {"program": "train_classification.py"}, "classification", "by its program"),
+        ({"num_layers": 1}, {"name": "Classification, all"}, "classification", "by its program"),
+    ],
+)
+def test_the_task_of_a_file_that_names_none(tmp_path, parameters, others, task, how):
+    path = write(tmp_path, {"seed": {"value": 0}} | {k: {"value": v} for k, v in parameters.items()}, **others)
+    sweep = read_sweep(path)
+    assert {point.task for point in sweep.points()} == {task}
+    assert f"names no task: {task}" in sweep.note
+    assert how in sweep.note
+    assert read_sweep(path, fixed={"task": task}).note is None
+
+
+@pytest.mark.parametrize(
+    ("parameters", "hint"),
+    [
+        ({"num_labels": 4, "shift_query_token": True}, ""),
+        ({"num_layers": 1, "use_mlp": False}, r" \(num_layers, use_mlp are what sweeps of classification"),
+    ],
+)
+def test_a_file_whose_task_is_uncertain_is_refused(tmp_path, parameters, hint):
+    """The whole grid of classification without its task was once trained as induction."""
+    path = write(tmp_path, {k: {"value": v} for k, v in parameters.items()})
+    with pytest.raises(ConfigError, match=f"names no task{hint}.*; add `task: {{value: NAME}}` to its parameters, or"):
+        read_sweep(path)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +290,44 @@ def test_shards_out_of_range(which):
         ("method: grid\nparameters: {}", "has no parameters"),
         ("method: grid\nparameters: {learning_rate: {value: 1}}", "learning_rate is no parameter of a run"),
         ("method: grid\nparameters: {1: {value: 1}}", "1 is no parameter of a run"),
-        ("method: grid\nparameters: {lr: 1}", "parameter lr of .* needs value, values, or min and max"),
+        ("method: grid\nparameters: {source: {value: a}}", "source is no parameter of a run"),
+        ("method: grid\nparameters: {lr: 1}", "parameter lr needs value, values, or min and max"),
+        ("method: grid\nmethod: grid\nparameters: {lr: {value: 1}}", "method is there 2 times"),
+        ("method: grid\nparameters: {lr: {value: 1}, lr: {value: 2}}", "lr is there 2 times"),
+        ("method: grid\nparameters: {lr: {values: [1], values: [2]}}", "values is there 2 times"),
+        ("method: grid\nparameters: {num-heads: {value: 1}, num_heads: {value: 2}}", "num_heads is there twice"),
+        ("method: grid\nparameters: {lr: {value: 1, values: [2]}}", "has no use for values"),
+        ("method: grid\nparameters: {lr: {values: [2], vales: 3}}", "has no use for vales"),
+        ("method: grid\nparameters: {lr: {parameters: {a: {value: 1}}}}", "parameter lr needs value, values"),
+        ("method: [grid]\nparameters: {lr: {value: 1}}", "method=.'grid'. of .* cannot be run locally"),
+        ("method: grid\nparameters: {seed: {value: .inf}}", "seed=inf must be a whole number"),
+        ("method: grid\nparameters: {seed: {values: [.nan]}}", "seed=nan must be a whole number"),
+        ("method: grid\nparameters: {lr: {value: .nan}}", "lr=nan must be a positive number"),
+        ("method: grid\nparameters: {lr: {value: %s}}" % ("9" * 400), "lr=inf must be a positive number"),
+        ("method: grid\nparameters: {seed: {value: %s}}" % ("9" * 400), "must be a whole number below"),
+        ("method: grid\nparameters: {seed: {value: %s}}" % ("9" * 5000), "is not valid YAML"),
+        ("method: grid\nparameters: {lr: {value: 2026-11-25}}", "lr=2026-11-25 must be a number"),
+        ("method: grid\nparameters: {lr: {value: !!int abc}}", "is not valid YAML"),
+        ("method: grid\nparameters: {lr: {values: !!set {1, 2}}}", "values of lr must be a list"),
+        ("method: grid\nparameters: {lr: {value: !!set {1, 2}}}", "lr={1, 2} must be a number"),
+        ("method: grid\nparameters: {lr: {value: 1, distribution: 3}}", "distribution=3, which is unknown"),
+        ("method: grid\nparameters: {lr: {value: 1, distribution: [a]}}", "distribution=.'a'., which is unknown"),
+        ("method: grid\nparameters: {lr: &a {values: [*a]}}", "lr=.* must be a number"),
+        ("method: grid\nparameters: {seed: {min: 5, max: 1}}", "min=5 of seed is more than max=1; exchange them"),
+        ("method: grid\nparameters: {seed: {min: 5}}", "parameter seed with distribution=uniform lacks max"),
+        (
+            "method: grid\nparameters: {use_mlp: {min: 0, max: 1}, task: {value: induction}}",
+            "use_mlp=0 must be True or False",
+        ),
+        ("method: grid\nparameters: {lr: {min: 0, max: 1, q: 0, distribution: q_uniform}}", "q=0 of lr must be above"),
+        ("method: grid\nparameters: {lr: {min: 0, max: 1, q: a, distribution: q_uniform}}", "q=a of lr must be a num"),
+        ("method: grid\nparameters: {lr: {min: 0, max: .inf, distribution: q_uniform}}", "max=inf of lr must be a n"),
+        ("method: grid\nparameters: {lr: {min: 0, max: 1, q: 1e-9, distribution: q_uniform}}", "more than 100,000 val"),
+        ("method: grid\nparameters: {lr: {min: 1, max: 9, distribution: q_log_uniform}}", "is for method=random"),
+        ("method: grid\nparameters: {lr: {distribution: normal}}", "normal is for method=random"),
+        ("method: grid\nparameters: {lr: {values: [1], probabilities: [1]}}", "is for method=random"),
+        ("method: grid\nrun_cap: 0\nparameters: {lr: {value: 1}}", "run_cap=0 of .* must be the number of runs"),
+        ("method: grid\nrun_cap: many\nparameters: {lr: {value: 1}}", "run_cap=many of .* must be the number"),
         ("method: grid\nparameters: {lr: {values: 1}}", "values of lr must be a list"),
         ("method: grid\nparameters: {lr: {values: []}}", "values of lr must be a list that is not empty"),
         ("method: grid\nparameters: {seed: {values: [[]]}}", "seed=.. is an empty list; give at least one value"),
@@ -172,15 +335,30 @@ def test_shards_out_of_range(which):
             "method: grid\nparameters: {num_heads: {values: [[1, 2]]}}",
             "num_heads=.1, 2. is a list, which only seed, lr, aux_loss_weight may be",
         ),
-        ("method: grid\nparameters: {lr: {values: [1e-2]}}", "lr='1e-2' must be a number"),
-        ("method: grid\nparameters: {lr: {min: 0.1, max: 1}}", "parameter lr of a grid needs"),
+        ("method: grid\nparameters: {lr: {values: [fast]}}", "lr=fast must be a number"),
+        ("method: grid\nparameters: {lr: {min: 0.1, max: 1}}", "parameter lr of a grid needs value, values, or"),
         ("method: grid\nparameters: {positional_type: {values: [no]}}", "YAML reads no as False"),
         ("method: grid\nparameters: {num_heads: {values: [4, 3]}}", "embed_dim=128 must be a multiple of num_heads=3"),
-        ("method: random\nparameters: {lr: {min: 0.1, max: 1}}", "give .* a run_cap"),
-        ("method: random\nrun_cap: 0\nparameters: {lr: {min: 0.1, max: 1}}", "give .* a run_cap"),
-        ("method: random\nrun_cap: 1\nparameters: {lr: {min: 0.1}}", "unknown or lacks 'max'"),
+        ("method: random\nparameters: {lr: {min: 0.1, max: 1}}", "run_cap=None of .* ends by itself"),
+        ("method: random\nrun_cap: 0\nparameters: {lr: {min: 0.1, max: 1}}", "run_cap=0 of .* must be the number of"),
+        ("method: random\nrun_cap: 1\nparameters: {lr: {min: 0.1}}", "distribution=uniform lacks max"),
         ("method: random\nrun_cap: 1\nparameters: {lr: {min: 1, max: 2, distribution: zipf}}", "distribution=zipf"),
-        ("method: random\nrun_cap: 1\nparameters: {lr: {min: a, max: 2}}", "cannot be drawn from min=a, max=2"),
+        ("method: random\nrun_cap: 1\nparameters: {lr: {min: a, max: 2}}", "min=a of lr must be a number"),
+        ("method: random\nrun_cap: 1\nparameters: {lr: {min: 1, max: .inf}}", "max=inf of lr must be a number"),
+        ("method: random\nrun_cap: 1\nparameters: {lr: {min: 2.5, max: 2}}", "min=2.5 of lr is more than max=2"),
+        (
+            "method: random\nrun_cap: 1\nparameters: {lr: {min: 1, max: 1000, distribution: log_uniform}}",
+            "max=1000 of lr is too large: log_uniform draws e to that power",
+        ),
+        (
+            "method: random\nrun_cap: 1\nparameters: {lr: {min: 0, max: 1, distribution: log_uniform_values}}",
+            "min=0 of lr must be above 0",
+        ),
+        (
+            "method: random\nrun_cap: 1\nparameters: {lr: {mu: 9.0e+18, distribution: q_log_normal}}",
+            "lr was drawn as inf",
+        ),
+        ("method: random\nrun_cap: 1\nparameters: {lr: {mu: 9.0e+18, distribution: log_normal}}", "lr=inf must be"),
         (
             "method: random\nrun_cap: 1\nparameters: {lr: {values: [1, 2], probabilities: [0.5, 0.1]}}",
             "probabilities of lr",

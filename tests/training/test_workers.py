@@ -80,7 +80,7 @@ def test_killed_twice_then_interrupted_a_sweep_goes_on_even_when_started_twice(s
     for process in processes:
         _, errors = process.communicate()
         assert process.returncode == 0, errors
-        assert f"8 done, 0 failed, {len(kept[-1])} resumed" in errors
+        assert f"8 done, 0 failed, 0 diverged, {len(kept[-1])} resumed" in errors
     end = finished(log)
     assert (end["history/eval/loss"].map(len) == 6).all()
     assert end.index.tolist() == list(range(8))

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from src import metrics
-from src.analysis.figures.style import FOLDER, IN_STYLE, PAGE, written_whole
+from src.analysis.figures import style
+from src.analysis.figures.style import IN_STYLE, PAGE, written_whole
 
 DOTS_PER_INCH = 140
 SECONDS, LAST = 0.09, 2.5  # for which a frame is shown, and the last one
@@ -98,8 +99,8 @@ def entropy_of_head(maps: np.ndarray) -> np.ndarray:
 
 
 def save_gif(movie: Movie, name: str, folder: Path | str | None = None) -> Path:
-    """Write a moving picture as `name`.gif into `folder` (made if missing; by default FOLDER); its path."""
-    path = Path(folder or FOLDER) / f"{name}.gif"
+    """Write a moving picture as `name`.gif into `folder` (made if missing; by default `style.FOLDER`); its path."""
+    path = Path(folder or style.FOLDER) / f"{name}.gif"
     path.parent.mkdir(parents=True, exist_ok=True)
     with plt.style.context(IN_STYLE):
         first, *others = [frame(movie, i).quantize(COLOURS) for i in range(movie.frames)]

@@ -121,7 +121,7 @@ def bar_figure(
         raise LogError(f"no run has a value of “{label}”")
     figure, grid = panels(len(groups), columns, shown)
     top = max([1, *(of_runs.max() for of_runs in measured if len(of_runs))])
-    room = {"size": 6 if columns < 3 else 4.5, "top": top}
+    room = {"size": 6 if figure.get_figwidth() / columns / len(shown) > 0.22 else 4.5, "top": top}
     for axes, (values, group), of_runs in zip(grid.flat, groups, measured, strict=False):
         draw_bars(axes, group, of_runs, shown, equally=equally, **room)
         if by:
@@ -132,7 +132,8 @@ def bar_figure(
     bars = runs.loc[[place for values in measured for place in values.index]]
     bars = bars[bars["attention_type"].isin(shown)]
     note = [over_seeds(bars, "Mean"), "number of runs (of those trained)"] + [rule] * bool(rule)
-    note += [f"each combination of {', '.join(equally)} weighs the same"] * bool(equally)
+    each = f"each {'combination of ' if len(equally) > 1 else ''}{', '.join(equally)}"
+    note += [f"{each} weighs the same"] * bool(equally)
     twins = any(not look.normalised for look in shown.values())
     add_legend(figure, title(figure, runs, by), *bar_keys(twins), columns=3)
     add_note(figure, "; ".join(note), bars, by)
@@ -142,8 +143,9 @@ def bar_figure(
 def panels(num: int, columns: int, shown: dict[str, Look]) -> tuple[Figure, Any]:
     """A figure with room for `num` panels of these types; those of its grid that are too many are not visible."""
     num_rows = -(-num // columns)
-    width = COLUMN if columns == 1 and len({look.kernel for look in shown.values()}) < 8 else PAGE
-    height = 1 + num_rows * (1.55 if columns < 3 else 1.15)
+    many = len({look.kernel for look in shown.values()}) > 8
+    width = PAGE if columns > 1 or many else COLUMN
+    height = (1.5 if many else 1) + num_rows * (1.55 if columns < 3 else 1.15)
     figure, grid = plt.subplots(num_rows, columns, figsize=(width, height), sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[num:]:
         axes.set_visible(False)

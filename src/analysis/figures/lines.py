@@ -95,7 +95,7 @@ def polarization_by_step(entropies: dict[str, np.ndarray], orders: dict[str, np.
             line = {step: scores.mean_interval(at_step) for step, at_step in enumerate(values.T, start=1)}
             draw_line(axes, shown[name], pd.DataFrame.from_dict(line, orient="index", columns=["mean", "low", "high"]))
         axes.set(xscale="log", xlabel="training step", ylim=(0, 1.02))
-    grid[0].set_ylabel("normalised entropy of CLS rows")
+    grid[0].set_ylabel("normalised entropy\nof CLS rows")
     grid[1].set_ylabel("pairs of tokens\nin the order of the end")
     grid[1].axhline(0.5, color="grey", linewidth=0.6, linestyle=":")
     grid[1].annotate("by chance", (1, 0.43), fontsize=6, color="dimgrey")
@@ -123,7 +123,8 @@ def training_curves(runs: pd.DataFrame, metrics: Sequence[str] | None = None, by
     runs, task = scores.with_history(runs), task_of(runs)
     metrics = list(metrics or ("eval/loss", task.accuracy, "attn_entropy"))
     shown, groups = looks(types_of(runs)), list(runs.groupby(list(by))) if by else [((), runs)]
-    size = COLUMN if len(groups) == 1 else PAGE, 0.9 + 1.3 * len(metrics) + 0.08 * len(shown)
+    wide = len(groups) > 1 or len(shown) > 12
+    size = PAGE if wide else COLUMN, 0.9 + 1.3 * len(metrics) + (0.04 if wide else 0.08) * len(shown)
     figure, grid = plt.subplots(len(metrics), len(groups), figsize=size, sharex="col", sharey="row", squeeze=False)
     for (row, metric), (column, (values, group)) in itertools.product(enumerate(metrics), enumerate(groups)):
         axes, present = grid[row, column], set(group["attention_type"])
@@ -144,7 +145,7 @@ def training_curves(runs: pd.DataFrame, metrics: Sequence[str] | None = None, by
         axes.set_xlabel("training step")
     add_note(figure, over_seeds(runs, "Lines: mean"), runs, by)
     keys = {text: line for axes in grid.flat for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-    add_legend(figure, title(figure, runs, by), list(keys.values()), list(keys), columns=2 if len(groups) == 1 else 4)
+    add_legend(figure, title(figure, runs, by), list(keys.values()), list(keys), columns=4 if wide else 2)
     return figure
 
 
@@ -159,20 +160,25 @@ def polarization(runs: pd.DataFrame, types: Sequence[str] | None = None) -> Figu
     runs = scores.with_history(runs)
     shown = looks(types_of(runs) if types is None else types)
     kernels = list(dict.fromkeys(look.kernel for look in shown.values()))
-    layers = range(int(runs["num_layers"].max()))
-    size = (max(PAGE, 1.1 * len(kernels)), 1 + 1.2 * len(layers))
-    figure, grid = plt.subplots(len(layers), len(kernels), figsize=size, sharex=True, sharey=True, squeeze=False)
-    for layer, row in enumerate(grid):
-        for kernel, axes in zip(kernels, row, strict=True):
+    layers, columns = range(int(runs["num_layers"].max())), min(len(kernels), 7)
+    num_rows = len(layers) * -(-len(kernels) // columns)
+    size = (PAGE, 1 + 1.2 * num_rows)
+    figure, grid = plt.subplots(num_rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for axes in grid[-len(layers) :, (len(kernels) - 1) % columns + 1 :].flat:
+        axes.set_visible(False)
+    for place, kernel in enumerate(kernels):
+        rows = grid[place // columns * len(layers) :, place % columns]
+        for layer, axes in zip(layers, rows, strict=False):
             for name, group in runs.groupby("attention_type", sort=False):
                 if name in shown and shown[name].kernel == kernel:
                     draw_heads(axes, shown[name], group, layer)
                     draw_line(axes, shown[name], scores.curve(group, "attn_entropy", layer))
             axes.set(ylim=(0, 1.02), yticks=[0, 0.5, 1])
-        row[0].set_ylabel(f"layer {layer}" if len(layers) > 1 else "normalised entropy")
-    for kernel, top, bottom in zip(kernels, grid[0], grid[-1], strict=True):
-        top.set_title(balanced(kernel[1], 14), pad=3)
-        bottom.set_xlabel("training step", fontsize=7)
+            if place % columns == 0:
+                axes.set_ylabel(f"layer {layer}" if len(layers) > 1 else "normalised entropy")
+        rows[0].set_title(balanced(kernel[1], 14), pad=3)
+    for axes in grid[-1]:
+        axes.set_xlabel("training step", fontsize=7)
     if len(layers) > 1:
         figure.supylabel("normalised entropy of attention", fontsize=8)
     add_note(figure, over_seeds(runs, "Thick lines: mean over heads and runs"), runs)

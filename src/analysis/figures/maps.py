@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from src.analysis.figures.style import PAGE, looks
+from src.analysis.figures.style import PAGE, caution, looks
 
 PUBLISHED = LinearSegmentedColormap.from_list("attention", ["crimson", "#F4E9D3", "green"])
 BLUE_RED = plt.colormaps["RdBu_r"]  # the same for readers who cannot tell green from red
@@ -65,5 +65,6 @@ def attention_maps(
     for axes in grid[-1]:
         axes.set_xlabel("key", fontsize=6)
     figure.suptitle(setting, fontsize=8)
+    figure.supxlabel(caution(models), fontsize=6, color="dimgrey")
     figure.colorbar(grid[0, 0].collections[0], ax=grid, shrink=0.5, label="attention weight", extend="both", aspect=30)
     return figure

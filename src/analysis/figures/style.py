@@ -47,9 +47,11 @@ IN_STYLE = ["default", STYLE]  # nothing is left of a user's matplotlibrc: its t
 plt.style.use(IN_STYLE)
 
 
-def folder_for(source: Path | str) -> Path:
-    """Where figures of these runs are saved: those of the committed table are committed, others are one's own."""
-    return FOLDER if Path(source).resolve() == COMMITTED.resolve() else OWN_FOLDER
+def folder_for(source: Any) -> Path:
+    """Where figures of the runs that `load_runs(source)` gives are saved: those of the committed table are committed,
+    others are one's own."""
+    committed = isinstance(source, str | os.PathLike) and Path(source).resolve() == COMMITTED.resolve()
+    return FOLDER if committed else OWN_FOLDER
 
 
 def save(figure: Figure, name: str, folder: Path | str | None = None) -> list[Path]:
@@ -89,10 +91,12 @@ def or_sentence(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
     @functools.wraps(draw)
     def drawn(*args, **kwargs) -> Figure:
+        before = set(plt.get_fignums())
         try:
             return draw(*args, **kwargs)
         except LogError as error:
-            plt.close()  # what was begun
+            for begun in set(plt.get_fignums()) - before:
+                plt.close(begun)
             figure = plt.figure(figsize=(COLUMN, 1.2))
             figure.text(0.5, 0.5, balanced(f"Nothing to show: {error}", 55), ha="center", va="center", color="dimgrey")
             return figure
@@ -141,13 +145,16 @@ def types_of(runs: pd.DataFrame) -> list[str]:
 def looks(names: Iterable[str]) -> dict[str, Look]:
     """How a figure shows each of these attention types, in its order: section by section, twins beside each other.
 
-    Types of one's own that have one name (f of a.py and f of b.py) are called by their files too.
+    A type of one's own whose name another has too (f of a.py and f of b.py) is called by its file as well.
     """
     known = list(ATTENTION)
     names = sorted(set(names), key=lambda name: (known.index(name) if name in ATTENTION else len(known), name))
     kinds = {name: describe(name) for name in names}
-    called = [(kind.label, kind.normalised, kind.group) for kind in kinds.values()]
-    labels = {n: k.label if called.count((k.label, k.normalised, k.group)) == 1 else n for n, k in kinds.items()}
+    called = [(kind.label, kind.normalised) for kind in kinds.values()]
+    alone = {
+        name for name, kind in kinds.items() if name in ATTENTION or called.count((kind.label, kind.normalised)) == 1
+    }
+    labels = {name: kind.label if name in alone else name for name, kind in kinds.items()}
     cycle, colours = itertools.cycle(CYCLE), {}
     for name, kind in kinds.items():  # twins have one
         if (kind.group, labels[name]) not in colours:
@@ -177,10 +184,9 @@ def balanced(text: str, width: int) -> str:
     return "\n".join(lines)
 
 
-def title(figure: Figure, runs: pd.DataFrame, besides: Sequence[str] = (), what: str = "") -> str:
-    """What all of the runs have in common, in lines as wide as the figure; before it, what is shown."""
-    setting = setting_in_words(settled(runs), besides)
-    return balanced(f"{what}: {setting[:1].lower()}{setting[1:]}" if what else setting, int(17 * figure.get_figwidth()))
+def title(figure: Figure, runs: pd.DataFrame, besides: Sequence[str] = ()) -> str:
+    """What all of the runs have in common, `besides` aside, in lines as wide as the figure."""
+    return balanced(setting_in_words(settled(runs), besides), int(17 * figure.get_figwidth()))
 
 
 def add_note(figure: Figure, note: str, runs: pd.DataFrame, besides: Sequence[str] = ()) -> None:
@@ -189,9 +195,14 @@ def add_note(figure: Figure, note: str, runs: pd.DataFrame, besides: Sequence[st
     pooled = what_varies(settled(runs).drop(columns=list(besides), errors="ignore"))
     how = "In all" if besides else "Pooled"  # for not every panel need have runs of each
     parts = [note] + ([f"{how}: {pooled}"] if pooled else [])
-    if {"raw_dotproduct_norm", "raw_dotproduct_unnorm"} & set(runs["attention_type"]):
-        parts.append("“linear” is raw_dotproduct_… in configs, “elu · elu” is linear_…")
+    parts += [caution(runs["attention_type"])] * bool(caution(runs["attention_type"]))
     figure.supxlabel(balanced(". ".join(parts), int(21 * figure.get_figwidth())), fontsize=6, color="dimgrey")
+
+
+def caution(names: Iterable[str]) -> str:
+    """What may be misread where a figure has these attention types."""
+    misread = {"raw_dotproduct_norm", "raw_dotproduct_unnorm"} & set(names)
+    return "“linear” is raw_dotproduct_… in configs, “elu · elu” is linear_…" if misread else ""
 
 
 def over_seeds(runs: pd.DataFrame, what: str = "mean") -> str:
