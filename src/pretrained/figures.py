@@ -281,14 +281,19 @@ EACH = {  # of one
 }
 
 
+def file_name(name: str, found: Analysis) -> str:
+    """Of a figure of one analysis."""
+    title = re.sub("[^A-Za-z0-9.-]+", "_", found.title).strip("_")
+    return f"pretrained_{name}_{title}"
+
+
 def figures_of(analyses: Sequence[Analysis]) -> dict[str, Figure]:
     """Every figure of these analyses, by the name of its file."""
     found = {f"pretrained_{name}": draw(analyses) for name, draw in TOGETHER.items() if analyses}
     for analysis in analyses:
-        title = re.sub("[^A-Za-z0-9.-]+", "_", analysis.title).strip("_")
-        found |= {f"pretrained_{name}_{title}": draw(analysis) for name, draw in EACH.items()}
+        found |= {file_name(name, analysis): draw(analysis) for name, draw in EACH.items()}
         if "mask_first/loss_effect" in analysis.arrays:
-            found[f"pretrained_interventions_{title}"] = interventions(analysis)
+            found[file_name("interventions", analysis)] = interventions(analysis)
     pair = [analysis for analysis in analyses if analysis.title in ("softmax", "sigmoid")]
     return found | ({"sink_scores": sink_scores(pair)} if pair else {})
 
