@@ -228,8 +228,7 @@ def finish(
     about |= {"layers_without_attention": without, "summary": summary(arrays)}
     if arrays["causal"]:
         about["uniform_shares"] = prompts.uniform_shares()
-    texts = np.moveaxis(arrays["alpha_1_texts"], 1, 0)  # (P, L, N)
-    for name, rate in {"sink_rate": sink_rate(texts), "sink_rate_of_texts": sink_rate_of_texts(texts)}.items():
+    for name, rate in {"sink_rate": sink_rate(arrays), "sink_rate_of_texts": sink_rate_of_texts(arrays)}.items():
         about |= {name: rate.value, f"{name}_se": rate.error}
     about |= trust(float(arrays["seconds"].sum()), device)
     report(place.save(arrays, finite(about)), place)

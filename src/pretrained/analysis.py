@@ -88,6 +88,8 @@ def analyse_gala(
             del layer
     losses = next_token_losses(config, cache, stream(config.num_layers).read(batch_size), prompts, kind, device)
     layers = [load_arrays(result(i)) for i in range(config.num_layers)]
+    same = all(layer.keys() == layers[-1].keys() for layer in layers)
+    require(same, f"{work} has layers measured by another version of this program; delete it to start again")
     return statistics.stack_layers(layers) | losses.results() | {"causal": np.bool_(True)}
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from src.analysis.figures import COLUMN, KERNEL_COLOURS, PAGE, save
 from src.pretrained.interventions import INTERVENTIONS
 from src.pretrained.results import Analysis
-from src.pretrained.statistics import MASSIVE_MAGNITUDE, MASSIVE_RATIO, SINK_THRESHOLD, sink_rate
+from src.pretrained.statistics import MASSIVE_MAGNITUDE, MASSIVE_RATIO, SINK_THRESHOLD, sink_rates
 
 OTHERS = ["#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666"]
 BINS = np.linspace(0, 1, 21)
@@ -94,13 +94,11 @@ def layer_alpha(found: Analysis) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sink_profile(analyses: Sequence[Analysis]) -> Figure:
-    """The share of heads whose mean α₁ exceeds τ, for all τ, with two standard errors over texts (jackknife)."""
+    """The share of heads whose mean α₁ exceeds τ, for all τ, with two standard errors over texts."""
     figure, axes = plt.subplots(figsize=(COLUMN, 2.4))
     levels = np.linspace(0, 1, 101)
     for i, found in enumerate(analyses):
-        texts = np.moveaxis(found.arrays["alpha_1_texts"], 1, 0)
-        rates = [sink_rate(texts, level) for level in levels]
-        value, error = (np.array([getattr(rate, name) for rate in rates]) for name in ("value", "error"))
+        value, error = sink_rates(found.arrays, levels)
         axes.plot(levels, value, color=colour(found, i), label=found.title)
         axes.fill_between(levels, value - 2 * error, value + 2 * error, color=colour(found, i), alpha=0.25, lw=0)
     axes.axvline(SINK_THRESHOLD, color="black", linewidth=0.8, linestyle=":")
@@ -283,14 +281,19 @@ EACH = {  # of one
 }
 
 
+def file_name(name: str, found: Analysis) -> str:
+    """Of a figure of one analysis."""
+    title = re.sub("[^A-Za-z0-9.-]+", "_", found.title).strip("_")
+    return f"pretrained_{name}_{title}"
+
+
 def figures_of(analyses: Sequence[Analysis]) -> dict[str, Figure]:
     """Every figure of these analyses, by the name of its file."""
     found = {f"pretrained_{name}": draw(analyses) for name, draw in TOGETHER.items() if analyses}
     for analysis in analyses:
-        title = re.sub("[^A-Za-z0-9.-]+", "_", analysis.title).strip("_")
-        found |= {f"pretrained_{name}_{title}": draw(analysis) for name, draw in EACH.items()}
+        found |= {file_name(name, analysis): draw(analysis) for name, draw in EACH.items()}
         if "mask_first/loss_effect" in analysis.arrays:
-            found[f"pretrained_interventions_{title}"] = interventions(analysis)
+            found[file_name("interventions", analysis)] = interventions(analysis)
     pair = [analysis for analysis in analyses if analysis.title in ("softmax", "sigmoid")]
     return found | ({"sink_scores": sink_scores(pair)} if pair else {})
 

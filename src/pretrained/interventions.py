@@ -25,6 +25,7 @@ from src.pretrained.statistics import (
     median_magnitudes,
     ratio_mean,
     sink_rate,
+    text_means,
 )
 from src.pretrained.texts import Prompts
 
@@ -184,22 +185,21 @@ def intervene(
     return found
 
 
-def effects(measured: Measurement, results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def effects(measurement: Measurement, results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What is kept of a changed model, beside the model as it is.
 
     loss_effect(_se): change of the loss in nats a token, paired by text; first_share_effect(_se): change of a
     text's mean α₁ over heads; sink_rate: of the first key; sink_rate_anywhere: share of heads in which the mean α_k
     of any of the first keys exceeds ε; and the arrays `KEPT`.
     """
-    own = measured.results()
+    own = measurement.results()
     kept = {name: own[name] for name in KEPT}
     tokens = own["loss_tokens"]
     kept["loss_effect"], kept["loss_effect_se"] = ratio_mean(own["loss_sum"] - results["loss_sum"], tokens)
-    shares = [np.nanmean(arrays["alpha_1_texts"], axis=(0, 2), dtype=float) for arrays in (own, results)]
-    change = shares[0] - shares[1]  # (P,), NaN in short texts
+    change = text_means(own["alpha_1_texts"]) - text_means(results["alpha_1_texts"])  # (P,), NaN in short texts
     known = (~np.isnan(change)).astype(float)
     kept["first_share_effect"], kept["first_share_effect_se"] = ratio_mean(np.nan_to_num(change), known)
-    rate = sink_rate(np.moveaxis(own["alpha_1_texts"], 1, 0))
+    rate = sink_rate(own)
     kept["sink_rate"], kept["sink_rate_se"] = np.float64(rate.value), np.float64(rate.error)
     kept["sink_rate_anywhere"] = np.float64(sink_rate_anywhere(own["profile"]))
     return kept

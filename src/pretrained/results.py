@@ -12,7 +12,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,8 @@ def check_folder(folder: Path) -> None:
         probe.write_bytes(bytes(2**16))
         probe.unlink()
     except OSError as error:
-        probe.unlink(missing_ok=True)
+        with suppress(OSError):
+            probe.unlink()
         raise ConfigError(
             f"output_dir={folder} can't be written to ({error.strerror}); choose another with --output-dir"
         ) from error

@@ -17,6 +17,7 @@ from src.metrics import EPSILON
 
 SINK_LENGTH, SINK_THRESHOLD = 64, 0.3  # T and ε of Gu et al. (ICLR 2025)
 MASSIVE_MAGNITUDE, MASSIVE_RATIO = 100, 1000  # Sun et al. (2024)
+RESAMPLES = 1000  # of texts, for the error of a sink rate
 TOP = 5  # activations kept of each prompt and layer
 MAP_LENGTH = 64  # positions of the attention maps kept
 PROFILE_LENGTH = 64  # keys of the profile over positions
@@ -280,8 +281,9 @@ class LayerStatistics:
     def results(self) -> dict[str, np.ndarray]:
         """Of each quantity and ratio of norms its mean and `_se` (N,); of the state's quantities likewise ();
 
-        alpha_1_texts (P, N): α₁ of each prompt; profile, profile_se (N, K): α_k of the first keys, mean over
-        prompts; top_value, top_position, top_dimension, top_prompt (TOP,): the largest of all prompts;
+        alpha_1_texts (P, N), alpha_1_queries (P,): α₁ of each prompt, and of how many queries;
+        profile, profile_se (N, K): α_k of the first keys, mean over prompts;
+        top_value, top_position, top_dimension, top_prompt (TOP,): the largest of all prompts;
         largest, largest_se (TOP,): mean over prompts of the 1st, 2nd, … largest magnitude; median_magnitude;
         largest_ratio(_se): mean over prompts of the largest magnitude over the median; massive_per_prompt;
         massive_mean (D,): mean state of the tokens that hold a massive activation, NaN if none does;
@@ -299,6 +301,7 @@ class LayerStatistics:
         with np.errstate(invalid="ignore", divide="ignore"):
             place = QUANTITIES.index("alpha_1")
             results["alpha_1_texts"] = (a["sums"][:, place] / a["counts"][:, place, None]).astype(np.float32)
+            results["alpha_1_queries"] = a["counts"][:, place]
             results["massive_mean"] = (a["massive_sum"] / a["massive_tokens"]).astype(np.float32)
         results |= self._profile() | self._activations()
         shares = results["first_token_proportion"]
@@ -346,26 +349,35 @@ class Rate:
     error: float
 
 
-def sink_rate(texts: np.ndarray, threshold: float = SINK_THRESHOLD) -> Rate:
-    """The share of heads whose mean α₁ over texts exceeds the threshold, of α₁ (P, …heads).
+def sink_rate(results: dict[str, np.ndarray], threshold: float = SINK_THRESHOLD) -> Rate:
+    """The share of heads whose mean α₁ over texts exceeds the threshold; see `sink_rates`."""
+    values, errors = sink_rates(results, [threshold])
+    return Rate(float(values[0]), float(errors[0]))
 
-    Heads without attention (NaN in every text) are left out. The error is the jackknife's over texts.
+
+def sink_rates(results: dict[str, np.ndarray], thresholds: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """For each threshold the share of heads whose mean α₁ exceeds it, of `alpha_1` (L, N), and its standard error.
+
+    Heads without attention (NaN) are left out. The error is the spread over `RESAMPLES` bootstrap draws of texts
+    from `alpha_1_texts` (L, P, N), each text as heavy as it has queries.
     """
-    values = measured(texts)
-    num = len(values)
-    if num == 0 or values.shape[1] == 0:
-        return Rate(float("nan"), float("nan"))
-    total = values.sum(0)
-    rate = float((total / num > threshold).mean())
-    if num == 1:
-        return Rate(rate, float("nan"))
-    without = ((total - values) / (num - 1) > threshold).mean(1)  # (P,): without each text
-    return Rate(rate, float(np.sqrt((num - 1) / num * ((without - without.mean()) ** 2).sum())))
+    heads = results["alpha_1"][~np.isnan(results["alpha_1"])]
+    if len(heads) == 0:
+        return np.full((2, len(thresholds)), np.nan)
+    rates = [(heads > threshold).mean() for threshold in thresholds]
+    texts = measured(results["alpha_1_texts"])  # (P, heads)
+    queries = results["alpha_1_queries"].max(0)  # the same in all layers that have attention
+    queries = queries[queries > 0]
+    if len(texts) == 1:
+        return np.array(rates), np.full(len(rates), np.nan)
+    draws = np.random.default_rng(0).multinomial(len(texts), np.full(len(texts), 1 / len(texts)), RESAMPLES) * queries
+    means = draws @ texts / draws.sum(1, keepdims=True)  # (RESAMPLES, heads)
+    return np.array(rates), np.array([(means > threshold).mean(1).std(ddof=1) for threshold in thresholds])
 
 
-def sink_rate_of_texts(texts: np.ndarray, threshold: float = SINK_THRESHOLD) -> Rate:
-    """Sink₁^ε of Gu et al. (2025): the mean over texts, layers and heads of whether α₁ (P, …heads) exceeds ε."""
-    values = measured(texts)
+def sink_rate_of_texts(results: dict[str, np.ndarray], threshold: float = SINK_THRESHOLD) -> Rate:
+    """Sink₁^ε of Gu et al. (2025): the mean over texts, layers and heads of whether `alpha_1_texts` exceeds ε."""
+    values = measured(results["alpha_1_texts"])
     if values.size == 0:
         return Rate(float("nan"), float("nan"))
     rates = (values > threshold).mean(1)
@@ -373,11 +385,22 @@ def sink_rate_of_texts(texts: np.ndarray, threshold: float = SINK_THRESHOLD) -> 
     return Rate(float(rates.mean()), float(error))
 
 
+def by_text(texts: np.ndarray) -> np.ndarray:
+    """α₁ (P, heads that have attention) of α₁ (L, P, N), NaN in heads without it and texts too short for it."""
+    flat = np.moveaxis(texts, 1, 0).reshape(texts.shape[1], -1).astype(float)
+    return flat[:, ~np.isnan(flat).all(0)]
+
+
+def text_means(texts: np.ndarray) -> np.ndarray:
+    """Each text's mean α₁ over heads (P,), of α₁ (L, P, N); NaN in texts too short for it."""
+    values = by_text(texts)
+    return values.mean(1) if values.size else np.full(len(values), np.nan)
+
+
 def measured(texts: np.ndarray) -> np.ndarray:
-    """α₁ (texts that have one, heads that have attention) of α₁ (P, …heads), NaN where there is none."""
-    flat = texts.reshape(len(texts), -1).astype(float)
-    heads = ~np.isnan(flat).all(0)
-    return flat[~np.isnan(flat[:, heads]).all(1)][:, heads]
+    """`by_text` of the texts that are long enough."""
+    values = by_text(texts)
+    return values[~np.isnan(values).all(1)]
 
 
 def summary(results: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:

@@ -378,7 +378,7 @@ def test_damaged_cache_and_stream(arguments, tmp_path, here, monkeypatch):
         (["--model=softmax", "--max-seq-len=4097"], "max_seq_len=4097 is more than the 4096 tokens"),
         (["--model=softmax", "--n-samples=10001"], "n_samples=10001 is more than the 10000"),
         (["--model=softmax", "--prefix=bos"], "--prefix goes with Hugging Face models"),
-        (["--model=softmax", "--interventions=maybe"], "interventions=maybe"),
+        (["--model=softmax", "--interventions=maybe"], "interventions='maybe' must be True or False"),
         (["--model=hf:no/such", f"--texts={ROOT / 'LICENSE'}"], "must end in"),
         (["--model=hf:no/such", f"--texts={DATA}/texts.txt"], "is not there"),
     ],

@@ -52,7 +52,11 @@ def longer(analysed) -> Analysis:
     """With texts long enough for α₁, as the reference's are not, and an intervention."""
     generator = np.random.default_rng(0)
     alpha = generator.uniform(size=(3, 5, 4))
-    arrays = analysed.arrays | {"alpha_1_texts": alpha, "alpha_1": alpha.mean(1)}
+    arrays = analysed.arrays | {
+        "alpha_1_texts": alpha,
+        "alpha_1": alpha.mean(1),
+        "alpha_1_queries": np.full((3, 5), 64.0),
+    }
     for name, effect in (("mask_first", 0.5), ("mask_random", 0.01)):
         arrays |= {f"{name}/loss_effect": effect, f"{name}/first_share_effect": -effect}
         arrays |= {f"{name}/loss_effect_se": 0.02, f"{name}/first_share_effect_se": 0.02}

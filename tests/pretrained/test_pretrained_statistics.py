@@ -101,15 +101,34 @@ def test_alpha_is_over_the_first_64_tokens():
     assert_allclose(sums[0, alpha] / 64, weights[0, :, :64, 0].mean(1), rtol=1e-6)
 
 
+def rates_of(texts: np.ndarray, queries: list[float]) -> dict[str, np.ndarray]:
+    """Results with α₁ (P, N) of texts of so many queries, in one layer."""
+    weights = np.array(queries, float)
+    known = np.where(np.isnan(texts), 0, texts)
+    mean = np.where(np.isnan(texts).all(0), np.nan, weights @ known / max(weights.sum(), 1))
+    return {"alpha_1": mean[None], "alpha_1_texts": texts[None], "alpha_1_queries": weights[None]}
+
+
 def test_both_sink_rates():
-    """Of three texts and four heads, one without attention: 0.35, 0.25 and 0.65 on average; errors by hand."""
-    texts = np.array([[0.4, 0.2, 0.6, np.nan], [0.3, 0.3, 0.7, np.nan], [np.nan] * 4])  # the last is too short
-    found, per_text = sink_rate(texts), sink_rate_of_texts(texts)
-    assert found.value == pytest.approx(2 / 3)
-    assert found.error == pytest.approx(math.sqrt(1 / 2 * 2 * (1 / 6) ** 2))  # without the first 1/3, the second 2/3
+    """Of three texts, one too short, and four heads, one without attention: means 0.35, 0.25 and 0.65."""
+    texts = np.array([[0.4, 0.2, 0.6, np.nan], [0.3, 0.3, 0.7, np.nan], [np.nan] * 4])
+    results = rates_of(texts, [64, 64, 0])
+    assert sink_rate(results).value == pytest.approx(2 / 3)
+    per_text = sink_rate_of_texts(results)
     assert (per_text.value, per_text.error) == pytest.approx((1 / 2, np.std([2 / 3, 1 / 3], ddof=1) / math.sqrt(2)))
-    assert math.isnan(sink_rate(np.full((2, 3), np.nan)).value)
-    assert math.isnan(sink_rate_of_texts(np.full((2, 3), np.nan)).value)
+    assert math.isnan(sink_rate_of_texts(rates_of(np.full((2, 3), np.nan), [0, 0])).value)
+    assert math.isnan(sink_rate({"alpha_1": np.full((1, 3), np.nan)}).value)
+    assert math.isnan(sink_rate(rates_of(texts[:1], [64])).error)  # a single text has none
+    heavy = rates_of(np.array([[0.9], [0.1]]), [1, 9])  # long texts weigh more
+    assert sink_rate(heavy).value == 0
+
+
+def test_error_of_the_sink_rate_covers():
+    """It is the spread of the rate over repeated draws of texts."""
+    rng = np.random.default_rng(3)
+    draws = rng.normal(np.linspace(0.28, 0.32, 40), 0.1, size=(60, 50, 40))  # heads close to the threshold
+    rates = [sink_rate(rates_of(texts, [64] * 50)) for texts in draws]
+    assert np.mean([rate.error for rate in rates]) == pytest.approx(np.std([rate.value for rate in rates]), rel=0.25)
 
 
 @pytest.mark.parametrize("causal", [True, False])
