@@ -56,6 +56,7 @@ class Options:
         workers: Processes for a sweep or cell, by default one for each core that may be used, or one on a GPU.
         stack: auto, or how many runs of a sweep or cell train as one; auto is what fits a GPU, and on a CPU up to 8.
         shard: I/N, part I of N of a sweep's runs, for job arrays.
+        best_lr: Of a sweep's learning rates only each function's best, by the mean eval/loss of its runs in the log.
         dry_run: Say what a sweep would run, what is done already, and how long the rest takes.
         log: Run log, made if missing.
         figures: Folder for a sweep's pictures.
@@ -68,6 +69,7 @@ class Options:
     workers: int | None = None
     stack: str = "auto"
     shard: str = "1/1"
+    best_lr: bool = False
     dry_run: bool = False
     log: str = str(DEFAULT_LOG)
     figures: str = str(ROOT / "logs" / "figures")
@@ -150,7 +152,7 @@ def open_log(path: str) -> RunLog:
 
 def train_one(options: Options, config: RunConfig) -> int:
     """Train the run, unless the log has it, and print its results; the exit status."""
-    refuse(options, "shard", "dry_run", "figures", goes_with="--sweep")
+    refuse(options, "shard", "best_lr", "dry_run", "figures", goes_with="--sweep")
     refuse(options, "workers", "stack", goes_with="--sweep and with lists of seeds, say")
     device, mode = choose_device(options.device), wandb_mode(options.wandb)
     check_own_task(config)
@@ -229,7 +231,7 @@ def replay(row: dict[str, Any], observers: list[Observer]) -> None:
 def train_cell(options: Options, given: dict[str, Any]) -> int:
     """Train the runs of the cell that the log lacks, and print a table; the exit status. With W&B the cell is one
     run there, with a table of its runs."""
-    refuse(options, "shard", "dry_run", "figures", goes_with="--sweep")
+    refuse(options, "shard", "best_lr", "dry_run", "figures", goes_with="--sweep")
     job, workers, log = prepare(options, members(given), wandb=None)
     mode = wandb_mode(options.wandb)
     common = job.points[0].to_dict()
@@ -246,12 +248,26 @@ def train_sweep(options: Options, given: dict[str, Any]) -> int:
     sweep = read_sweep(options.sweep, fixed=given)
     if sweep.note:
         print(sweep.note, file=sys.stderr)
+    require(not (options.dry_run and options.best_lr), "dry_run is of a sweep as it stands; leave out best_lr")
     if options.dry_run:
         return dry_run(options, sweep)
-    points, folder = sweep.points(options.shard), make_folder("figures", options.figures)
+    points, folder = chosen_points(options, sweep), make_folder("figures", options.figures)
     job, workers, log = prepare(options, points, wandb=wandb_mode(options.wandb))
     watch(job, log, workers, Path(options.sweep).stem)
     return conclude(job, log, figures=(Path(options.sweep).stem, folder))
+
+
+def chosen_points(options: Options, sweep: Sweep) -> list[RunConfig]:
+    """The runs of the options' part of a sweep; where they ask for it, those at the best learning rates alone."""
+    points = sweep.points(options.shard)
+    if not options.best_lr:
+        return points
+    from src.analysis.rates import points_at_best_rates  # with pandas, slow to import
+
+    try:
+        return points_at_best_rates(points, load_runs(options.log))
+    except LogError as error:
+        raise ConfigError(f"best_lr chooses by the runs of the log: {error}") from error
 
 
 def prepare(options: Options, points: list[RunConfig], wandb: str | None) -> tuple[Job, int, RunLog]:
@@ -318,18 +334,18 @@ def dry_run(options: Options, sweep: Sweep) -> int:
     finer = 1 if size <= MOST else -(-size // A_FEW)
     points = sweep.points(f"{(i - 1) * finer + 1}/{n * finer}")
     prepare_process()
-    print(f"{size:,} runs; the first:")
-    for config in points[:5]:
-        print(" ", report.difference(config))
     runs = estimate.logged(options.log)
     done = set(runs["hash"][runs["state"].isin(estimate.SETTLED)])
     left = [config for config in points if config.hash not in done]
+    needed = time_needed(options, left, size / len(points), runs) if left else "Nothing is to be trained."
+    print(f"{size:,} runs; the first:")
+    for config in points[:5]:
+        print(" ", report.difference(config))
     if finer > 1:
-        print(f"That is more than the {MOST:,} that are trained at once: give --shard or a smaller one.")
+        print(f"That is more than the {MOST:,} that are trained at once: give --shard, or a smaller one.")
     elif len(left) < size:
         print(f"{size - len(left):,} of them are in {options.log}: {len(left):,} are left.")
-    if left:
-        print(time_needed(options, left, size / len(points), runs))
+    print(needed)
     return 0
 
 

@@ -66,10 +66,14 @@ def options_of(documented: type) -> dict[str, Option]:
             kinds[field.name],
             None if field.default is MISSING else field.default,
             about.get(field.name, ""),
-            "True" if kinds[field.name] == bool else field.metadata.get("bare"),  # noqa: E721 (a type or a union)
+            "True" if is_switch(kinds[field.name]) else field.metadata.get("bare"),
         )
         for field in fields(documented)
     }
+
+
+def is_switch(kind: Any) -> bool:
+    return bool in (kind, *get_args(kind))
 
 
 def read_options(program: str, summary: str, options: Mapping[str, Option], arguments: Sequence[str]) -> dict[str, Any]:
@@ -96,7 +100,9 @@ def read_options(program: str, summary: str, options: Mapping[str, Option], argu
 
 def switched(option: Option, text: str) -> str:
     """An option that may stand without a value is also switched on and off, as in a sweep file."""
-    return {"True": option.bare, "False": "None"}.get(text, text) if option.bare and option.kind is not bool else text
+    return (
+        {"True": option.bare, "False": "None"}.get(text, text) if option.bare and not is_switch(option.kind) else text
+    )
 
 
 def read_config(path: str, options: Mapping[str, Option]) -> dict[str, Any]:
@@ -151,7 +157,7 @@ def make_parser(program: str, summary: str, options: Mapping[str, Option]) -> Pa
 
 def metavar_of(name: str, kind: Any) -> str:
     """What the help shows in the place of a value: the choices, if there are some."""
-    if kind is bool:
+    if is_switch(kind):
         return "True|False"
     for choice in (kind, *get_args(kind)):
         if get_origin(choice) is Literal:

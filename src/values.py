@@ -96,6 +96,8 @@ def shown(value: Any) -> str:
     if isinstance(value, str):
         plain = value == value.strip() and value.isprintable() and 0 < len(value) <= 60
         return value if plain else _short.repr(value)
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return f"[{', '.join(map(shown, value[:6]))}{', ...' if len(value) > 6 else ''}]"
     try:
         text = _short.repr(value) if isinstance(value, (list, tuple, dict, set, int)) else str(value)
     except ValueError:  # Python prints no whole numbers of thousands of digits

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -13,6 +14,7 @@ import yaml
 from tiny import options, tiny
 
 import train
+from src.config import ConfigError, RunConfig
 from src.runs import RunLog, load_runs
 
 ROOT = Path(__file__).parents[1]
@@ -78,12 +80,13 @@ def test_a_sweep_ends_with_a_table_and_pictures(tmp_path, capsys):
     sweep = sweep_file(tmp_path, attention_type=["softmax", "mlp_unnorm"], seed=[0, 1])
     for name in ("src.py", "torch.py", "numpy.py"):  # of another project, where the user is; workers too find ours
         (tmp_path / name).write_text("raise ImportError('not ours')")
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nbackend: qtagg\n")  # neither LaTeX nor Qt is asked for
     paths = ["--sweep", sweep, "--log", "runs.db", "--figures", ".", "--keep_models", "models"]
     done = run(*paths, "--workers=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "4 done, 0 failed, 0 diverged, 0 resumed" in done.stderr
     assert "mlp_unnorm" in done.stdout
-    for name in ("few_sink_share", "few_induction_training"):
+    for name in ("few_induction_sink_share", "few_induction_training"):
         assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
     assert "4 models are in models" in done.stdout
@@ -95,8 +98,8 @@ def test_a_sweep_ends_with_a_table_and_pictures(tmp_path, capsys):
     assert "6 runs; the first:" in out
     assert f"4 of them are in {tmp_path}/runs.db: 2 are left." in out
     assert "judged by the log's times of such runs (2 of 2)." in out
-    assert train.main(["--sweep", f"{sweep}", "--log", f"{tmp_path}/runs.db", "--dry_run"]) == 0
-    assert "0 are left." in capsys.readouterr().out
+    assert train.main(["--sweep", f"{more}", "--seed=1", "--log", f"{tmp_path}/runs.db", "--dry_run"]) == 0
+    assert f"2 of them are in {tmp_path}/runs.db: 0 are left." in capsys.readouterr().out
 
 
 def test_shards_and_dry_run(tmp_path, capsys):
@@ -178,7 +181,7 @@ def test_a_diverging_run_ends_with_status_1(tmp_path, capsys):
         (["--device=tpu"], "device=tpu is not allowed; choose one of auto, cpu, cuda"),
         (["--shard=1/2"], "--shard goes with --sweep"),
         (["--figures=here"], "--figures goes with --sweep"),
-        (["--config=missing.yaml"], "--config needs a YAML file of parameters"),
+        (["--config=missing.yaml"], "cannot read the file of --config missing.yaml: "),
         (["--sweep=missing.yaml"], "cannot read the sweep file missing.yaml"),
         (["--sweep=sweeps/quick.yaml", "--shard=3/2"], "shard=3/2 must be i/n with i from 1 to n"),
         (["--sweep=sweeps/quick.yaml", "--workers=0"], "workers=0 must be at least 1"),
@@ -192,12 +195,38 @@ def test_a_diverging_run_ends_with_status_1(tmp_path, capsys):
         (["--stack=2"], "--stack goes with --sweep and with lists"),
         (["--seed=[0, 1]", "--shard=1/2"], "--shard goes with --sweep"),
         (["--precision=tf32", "--device=cpu"], "precision=tf32 needs a CUDA GPU"),
+        (["--seed="], "seed='' must be a whole number"),
+        (["--lr="], "lr='' must be a number"),
+        (["--lr"], "--lr needs a value: --lr=VALUE"),
+        (["--task="], "task='' must be a name"),
+        (["--log="], "log='' must be a name"),
+        (["--lr=nan"], "lr=nan must be a positive number"),
+        (["--lr=1e999"], "lr=inf must be a positive number"),
+        (["--seed=1e300"], "seed=1e300 must be a whole number below 2**63"),
+        (["--seed=0.5"], "seed=0.5 must be a whole number"),
+        (["--seed=[0, .nan]"], "seed=.nan must be a whole number"),
+        (["--seed=" + "[" * 1000], "is not valid YAML; write a list like [0, 1]"),
+        (["--num-heads=3"], "embed_dim=128 must be a multiple of num_heads=3"),
+        (["num_heads=3"], "embed_dim=128 must be a multiple of num_heads=3"),
+        (["--num-head=3"], "num-head is no option; did you mean num_heads?"),
+        (["atention_type=softmax"], "atention_type is no option; did you mean attention_type?"),
+        (["softmax"], "softmax is no option; see --help"),
+        (["--source=abc"], "source is no option"),
+        (["--wandb=on"], "wandb=on is not allowed; choose one of online, offline, disabled"),
+        (["--use_mlp=1"], "use_mlp=1 must be True or False"),
+        (["--stack=²"], "stack=² must be auto or a number of at least 1"),
+        (["--embed_dim=1000000"], "embed_dim=1000000, num_layers=2, vocab_size=50, num_train=100000 need at least "),
+        (["--sweep=sweeps/quick.yaml", "--dry_run", "--embed_dim=1000000"], "embed_dim=1000000, num_layers="),
+        (["--sweep=sweeps/quick.yaml", "--dry_run", "--workers=100000"], "workers=100000 must be at most"),
+        (["--sweep=sweeps/quick.yaml", "--sweep=sweeps/induction.yaml"], "sweep is given twice, as sweeps/quick.yaml"),
+        (["--sweep=sweeps/quick.yaml", "--figures=README.md"], "--figures=README.md cannot be made (File exists)"),
+        (["--keep_models=README.md"], "--keep_models=README.md cannot be made (File exists)"),
         (["--sweep=sweeps/quick.yaml", "--precision=tf32", "--device=cpu"], "precision=tf32 needs a CUDA GPU"),
     ],
 )
 def test_bad_input_is_one_sentence_before_any_work(arguments, sentence, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    log = [] if "--log=README.md" in arguments else [f"--log={tmp_path}/runs.db"]
+    log = [] if any(argument.startswith("--log") for argument in arguments) else [f"--log={tmp_path}/runs.db"]
     assert train.main([*arguments, *log]) == 2
     out, error = capsys.readouterr()
     assert not out
@@ -208,12 +237,112 @@ def test_bad_input_is_one_sentence_before_any_work(arguments, sentence, tmp_path
 
 
 def test_bad_input_in_a_process_of_its_own(tmp_path):
-    (tmp_path / "text.yaml").write_text("method: grid\nparameters: {lr: {values: [1e-2]}}")
-    done = run("--sweep=text.yaml", "--log=runs.db", cwd=tmp_path)
+    """Quickly, and without any letter outside ASCII where the terminal has none."""
+    (tmp_path / "text.yaml").write_text("method: grid\nparameters: {lr: {values: [fast]}}")
+    done = run("--sweep=text.yaml", "--log=runs.db", cwd=tmp_path, PYTHONIOENCODING="ascii")
     assert done.returncode == 2
-    assert "(YAML reads 1e-2 as text: write it with a point, like 1.0e-2)" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert "lr=fast must be a number" in done.stderr
+    assert "names no task: induction, the default" in done.stderr
+    assert done.stderr.count("\n") == 2
     assert not (tmp_path / "runs.db").exists()
+
+
+CONFIG = tiny(num_heads=1, embed_dim=32, use_mlp=True, seed=1000)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--num_heads=1.0", "--seed=1e3", "--use_mlp"],
+        ["--num-heads=1", "--seed", "1000", "--use-mlp", "yes"],
+        ["num_heads=1", "seed=1000", "use-mlp=True", "--_wandb={'cli_version': '1'}"],
+        ["+num_heads=1", "++seed=1000", "--use_mlp=on", "--_wandb", "{}"],
+        ["--num_heads=2", "--num_heads=1", "--seed=1000"],  # the last one counts
+    ],
+)
+def test_spellings_of_others(arguments):
+    rest = [o for o in options(CONFIG) if not o.startswith(("--num_heads", "--seed", "--use_mlp"))]
+    _, given = train.parse([*rest, *arguments])
+    assert RunConfig.from_dict(given) == CONFIG
+
+
+def test_switches_and_lists():
+    assert train.parse([])[0].keep_models is None
+    assert train.parse(["--keep_models"])[0].keep_models == str(ROOT / "logs" / "models")
+    assert train.parse(["--keep_models=True", "--dry_run"])[0].keep_models == str(ROOT / "logs" / "models")
+    assert train.parse(["--keep-models=False"])[0].keep_models is None
+    assert train.parse(["--keep_models=here", "--dry_run=False"])[0].keep_models == "here"
+    assert train.parse(["--seed=[0, '1', 2.0, 1]", "--lr=['1e-3']"])[1] == {"seed": [0, 1, 2], "lr": [1e-3]}
+    assert train.parse([])[0].figures == str(ROOT / "logs" / "figures")
+
+
+def test_config_files_of_others(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("num-heads: '2'\nlr: 1e-2\nseed: [0, 1]\nlog: x.db\n_wandb: {a: 1}")
+    chosen, given = train.parse(["--lr=0.5", f"--config={file}"])
+    assert given == {"num_heads": 2, "lr": 0.5, "seed": [0, 1]}
+    assert chosen.log == "x.db"
+    for text, sentence in {
+        "lr: 1\nlr: 2": "lr is there 2 times",
+        "nm_heads: 2": "nm_heads is no option; did you mean num_heads?",
+        "num-heads: 2\nnum_heads: 2": "an option is twice in",
+        "source: abc": "source is no option",
+    }.items():
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=re.escape(sentence)):
+            train.parse([f"--config={file}"])
+
+
+def test_what_wandbs_agent_leaves_out(tmp_path, monkeypatch, capsys):
+    """${args_no_boolean_flags} has no word for False; and a sweep of others may name no task."""
+    file = tmp_path / "config.yaml"
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(file))
+    file.write_text("wandb_version: 1\nuse_mlp: {value: false}\nlr: {value: '1e-2'}\ntask: {value: induction}")
+    _, given = train.parse(["--lr=1e-2", "--task=induction"])
+    assert given == {"task": "induction", "lr": 0.01, "use_mlp": False}
+    file.write_text("wandb_version: 1\nnum_labels: {value: 2}\nlr: {value: 0.5}")
+    assert train.parse(["--lr=0.5", "--num_labels=2"])[1] == {"task": "classification", "num_labels": 2, "lr": 0.5}
+    assert "names no task: classification" in capsys.readouterr().err
+    file.write_text("wandb_version: 1\nuse_mlp: {value: true}\nnum_layers: {value: 1}")
+    with pytest.raises(ConfigError, match="names no task"):
+        train.parse(["--use_mlp=True", "--num_layers=1"])
+
+
+def test_a_huge_sweep_is_counted(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train, "A_FEW", 4)
+    sweep = tmp_path / "huge.yaml"
+    parameters = {name: {"value": v} for name, v in tiny().to_dict().items() if v is not None}
+    parameters |= {"seed": {"min": 0, "max": 10**9 - 1}}
+    sweep.write_text(yaml.safe_dump({"method": "grid", "parameters": parameters}))
+    assert train.main(["--sweep", f"{sweep}", f"--log={tmp_path}/runs.db", "--dry_run", "--stack=1"]) == 0
+    out, _ = capsys.readouterr()
+    assert out.startswith("1,000,000,000 runs; the first:")
+    assert "more than the 100,000 that are trained at once" in out
+    assert re.search(r"About \d+ days", out)
+    assert train.main(["--sweep", f"{sweep}", f"--log={tmp_path}/runs.db", "--dry_run", f"--shard=7/{10**9}"]) == 0
+    assert "1 runs; the first:\n  task=induction, seed=6," in capsys.readouterr().out
+
+
+def test_failed_and_diverged_runs_end_a_sweep_with_status_1(tmp_path, capsys):
+    sweep = sweep_file(tmp_path, fixed={"use_layernorm": False, "num_epochs": 1}, lr=[1e-3, 1e30])
+    arguments = ["--sweep", f"{sweep}", f"--log={tmp_path}/runs.db", f"--figures={tmp_path}", "--workers=1"]
+    assert train.main(arguments) == 1
+    _, error = capsys.readouterr()
+    assert "2 done, 0 failed, 1 diverged" in error
+    assert "Of 2 runs 1 diverged; column `error` of the log says why" in error
+
+
+@pytest.mark.parametrize("stream", ["1", "2"])
+def test_a_closed_stream_ends_nothing(stream, tmp_path):
+    done = subprocess.run(
+        f"{sys.executable} {ROOT}/train.py --task= {stream}>&-",
+        shell=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert ("task='' must be a name" in done.stderr) == (stream == "1")
 
 
 def test_the_code_is_formatted_and_free_of_lint():

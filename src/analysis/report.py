@@ -72,6 +72,7 @@ def of_task(title: str, runs: pd.DataFrame) -> str:
 def save_figures(runs: pd.DataFrame, title: str, folder: Path | str | None = None) -> list[Path]:
     """Save the pictures of a sweep, as far as its finished runs give any; the paths of the files. A picture that
     fails is a sentence, and costs no other."""
+    plt.switch_backend("agg")  # files alone: no window system that a matplotlibrc names is needed
     runs, paths = settled(runs), []
     for task, group in runs[finished(runs)].groupby("task", sort=False):
         for kind, draw in pictures(task, group).items():

@@ -79,8 +79,8 @@ def sinks_and_massive(found: Analysis) -> Figure:
     lower.axhline(SINK_THRESHOLD, color="black", linewidth=0.8, linestyle=":")
     lower.set(ylim=(0, 1), xlabel="layer", ylabel=r"share of the first token, $\alpha_1$")
     whole_numbers(lower)
-    figure.suptitle(found.title, fontsize=8)
-    legend(figure, *upper.get_legend_handles_labels(), COLUMN)
+    upper.set_title(found.title)
+    legend(figure, *upper.get_legend_handles_labels(), COLUMN + 1)
     return figure
 
 
@@ -117,7 +117,9 @@ def position_profile(analyses: Sequence[Analysis]) -> Figure:
         profile = found.arrays["profile"][found.heads].mean((0, 1))
         errors = found.arrays["profile_se"][found.heads].mean((0, 1))
         keys = np.arange(1, len(profile) + 1)
-        axes.errorbar(keys, profile, 2 * errors, color=colour(found, i), marker=".", markersize=3, label=found.title)
+        low, high = np.maximum(profile - 2 * errors, 1e-4), profile + 2 * errors
+        axes.plot(keys, profile, ".-", color=colour(found, i), markersize=3, label=found.title)
+        axes.fill_between(keys, low, high, color=colour(found, i), alpha=0.25, lw=0)
     axes.set(xscale="log", yscale="log", xlabel="key position (1 is the first token)", ylabel=r"mean share $\alpha_k$")
     axes.set_xticks([1, 2, 4, 8, 16, 32, 64], ["1", "2", "4", "8", "16", "32", "64"], minor=False)
     axes.minorticks_off()
@@ -205,8 +207,8 @@ def entropy_by_depth(analyses: Sequence[Analysis]) -> Figure:
 
 
 def massive_activations(analyses: Sequence[Analysis]) -> Figure:
-    """Magnitudes in the residual stream after each layer: the three largest of a prompt (mean over prompts, two
-    standard errors), and the median. Massive ones (Sun et al., 2024) exceed the dotted line: 100, and 1000 times the
+    """Magnitudes in the residual stream after each layer: the three largest of a prompt, and the median; means
+    over prompts. Massive ones (Sun et al., 2024) exceed the dotted line: 100, and 1000 times the
     median."""
     width = max(COLUMN, 2.25 * len(analyses))
     figure, grid = plt.subplots(1, len(analyses), figsize=(width, 2.4), squeeze=False)
@@ -214,8 +216,7 @@ def massive_activations(analyses: Sequence[Analysis]) -> Figure:
         a, layers = found.arrays, layers_of(found)
         for rank, alpha in enumerate((1, 0.6, 0.3)):
             label = ("largest", "2nd", "3rd")[rank]
-            error = 2 * a["largest_se"][:, rank]
-            axes.errorbar(layers, a["largest"][:, rank], error, color=colour(found, i), alpha=alpha, label=label)
+            axes.plot(layers, a["largest"][:, rank], color=colour(found, i), alpha=alpha, label=label)
         axes.plot(layers, a["median_magnitude"], "--", color="grey", label="median")
         limit = np.maximum(MASSIVE_MAGNITUDE, MASSIVE_RATIO * a["median_magnitude"])
         axes.plot(layers, limit, color="black", linewidth=0.8, linestyle=":", label="massive above")
@@ -228,19 +229,22 @@ def massive_activations(analyses: Sequence[Analysis]) -> Figure:
 
 
 def norms_by_layer(analyses: Sequence[Analysis]) -> Figure:
-    """The first token against the others, by layer: norms of its value, of its key and of its state; 1 is alike."""
-    figure, grid = plt.subplots(1, 3, figsize=(PAGE, 2.2))
+    """By layer the first token against the others: norms of its value, of its key and of its state, 1 is alike; and
+    the kurtosis of a token's state, 3 if its entries were normal."""
+    figure, grid = plt.subplots(1, 4, figsize=(PAGE, 2.2))
     for i, found in enumerate(analyses):
         a, layers = found.arrays, layers_of(found)
         for axes, name in zip(grid, ("value_norm_ratio", "key_norm_ratio"), strict=False):
             axes.plot(layers, a[name], ".", color=colour(found, i), alpha=0.2, markersize=3)
             axes.errorbar(layers, a[name].mean(1), 2 * a[f"{name}_se"].mean(1), color=colour(found, i))
         grid[2].plot(layers, a["norm_first"] / a["norm_others"], color=colour(found, i), label=found.title)
-    for axes, name in zip(grid, ("value", "key", "residual stream"), strict=True):
-        axes.axhline(1, color="black", linewidth=0.6, linestyle=":")
+        grid[3].errorbar(layers, a["kurtosis"], 2 * a["kurtosis_se"], color=colour(found, i))
+    names = ["value norm", "key norm", "state norm", "kurtosis of states"]
+    for axes, name, level in zip(grid, names, (1, 1, 1, 3), strict=True):
+        axes.axhline(level, color="black", linewidth=0.6, linestyle=":")
         axes.set(yscale="log", xlabel="layer", title=name)
         whole_numbers(axes)
-    grid[0].set_ylabel("norm of the first token / others")
+    grid[0].set_ylabel("first token / others")
     legend(figure, *grid[2].get_legend_handles_labels(), PAGE)
     return figure
 

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from src.pretrained.statistics import ratio_mean
 
+ROWS = 16
+
 
 def prompt_losses(logits: Tensor, ids: Tensor, valid: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
     """Each prompt's summed cross-entropy in nats (B,), and of how many tokens (B,), of logits (B, T, V).
@@ -15,11 +17,14 @@ def prompt_losses(logits: Tensor, ids: Tensor, valid: Tensor, prefix: int) -> tu
     """
     scored = valid[:, 1:].clone()
     scored[:, :prefix] = False
-    sums = [  # one prompt at a time: logits in float32 are large
-        torch.nn.functional.cross_entropy(rows[:-1][mask].float(), row_ids[1:][mask], reduction="sum")
-        for rows, row_ids, mask in zip(logits, ids, scored, strict=True)
-    ]
-    return torch.stack(sums), scored.sum(1)
+    losses = torch.stack([next_losses(rows[:-1], later[1:]) for rows, later in zip(logits, ids, strict=True)])
+    return losses.masked_fill(~scored, 0).double().sum(1), scored.sum(1)
+
+
+def next_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each row of logits (T, V): (T,). A few rows at a time: logits in float32 are large."""
+    parts = zip(logits.split(ROWS), targets.split(ROWS), strict=True)
+    return torch.cat([rows.float().logsumexp(-1) - rows.gather(1, own[:, None])[:, 0].float() for rows, own in parts])
 
 
 class Losses:

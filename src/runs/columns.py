@@ -8,10 +8,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 import numpy as np
 import pandas as pd
 
-from src.config import FIELD_TYPES, FIELDS, IN_EVERY_HASH
+from src.config import FIELD_TYPES, FIELDS, IN_EVERY_HASH, checked
+from src.errors import ConfigError
 from src.runs.reader import HISTORY
 
-TRUTHS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 TEXTS = ("hash", "state", "error", "process", "device", "torch", "code")
 NUMBERS = ("started", "seconds")
 COUNTS = ("epoch", "step")
@@ -50,14 +50,30 @@ def plain_column(name: str, column: pd.Series) -> pd.Series:
     kind = KINDS.get(name)
     if name.startswith(HISTORY):
         return pd.Series([as_list(cell) for cell in column], index=column.index, dtype=object)
-    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "fi" and kind in (int, float, None):
-        return as_whole(column) if kind is int else column
+    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "fi" and kind in (float, None):
+        return column
     cells = column.astype(object).where(column.notna(), None)
+    if name in FIELDS:
+        known = {cell: as_field(name, cell) for cell in cells.unique()}
+        cells = pd.Series([known[cell] for cell in cells], index=cells.index, dtype=object)
     if kind is str:
-        return cells.map(lambda cell: cell if cell is None else str(cell)).astype(object)
-    if kind is bool or (kind is None and cells.map(type).isin((bool, np.bool_)).any()):
-        return as_truths(cells)
-    return as_whole(as_numbers(cells)) if kind is int else as_numbers(cells)
+        return pd.Series([cell if cell is None else str(cell) for cell in cells], index=cells.index, dtype=object)
+    types = {type(cell) for cell in cells}
+    if types & {bool, np.bool_}:
+        return cells.astype(bool) if types <= {bool, np.bool_} else cells
+    return as_numbers(cells)
+
+
+def as_field(name: str, cell: Any) -> Any:
+    """The cell as what the field is; as it was where it is none, which other code may have."""
+    if cell is None:
+        return None
+    if KINDS[name] is bool and cell in (0, 1):  # truths that were among numbers once
+        return bool(cell)
+    try:
+        return checked(name, cell)
+    except ConfigError:
+        return cell
 
 
 def as_list(cell: Any) -> list[float] | None:
@@ -67,11 +83,6 @@ def as_list(cell: Any) -> list[float] | None:
     if not isinstance(values, list):
         return None
     return [float("nan") if v is None else float(v) if isinstance(v, str) else v for v in values]
-
-
-def as_truths(cells: pd.Series) -> pd.Series:
-    known = cells.map(lambda cell: cell if cell is None else TRUTHS.get(str(cell).lower(), cell))
-    return known.astype(bool) if known.map(lambda cell: isinstance(cell, bool)).all() else known.astype(object)
 
 
 def as_numbers(cells: pd.Series) -> pd.Series:
@@ -88,8 +99,3 @@ def as_number(cell: Any) -> float:
     if isinstance(cell, str):
         return int(cell) if re.fullmatch(r"[+-]?\d{1,18}", cell.strip()) else float(cell)
     return cell if isinstance(cell, int) else float(cell)
-
-
-def as_whole(numbers: pd.Series) -> pd.Series:
-    whole = numbers.dtype.kind == "f" and np.isfinite(numbers).all() and (numbers == np.floor(numbers)).all()
-    return numbers.astype(np.int64) if whole else numbers

@@ -24,7 +24,7 @@ COLUMNS = ("hash", "state", "error", "started", "seconds", "process", "device", 
 BETTER_FIRST = ("finished", "diverged", "failed", "interrupted", "running")  # of several rows of one run
 SIDE_FILES = ("-wal", "-shm", "-journal", "-lock")  # what SQLite and we keep beside a log
 
-TRIES = 20  # at a log that changes while it is opened
+TRIES, SOON = 20, 3  # readings of a log that changes meanwhile, a tenth of a second apart
 IN_USE = 2  # the file format, in a database's header, of one whose latest rows may be in its -wal
 
 
@@ -33,21 +33,24 @@ def read(path: Path, history: bool = False) -> list[dict[str, Any]]:
 
     Warns of a log that was in use when it was copied and lacks its -wal.
     """
-    for _ in range(TRIES):
+    for attempt in range(TRIES):
+        settled = attempt >= SOON  # no longer in the moment in which the log is opened or closed
         try:
-            return _read(path.resolve(), path, history)
-        except Changed:
+            return _read(path.resolve(), path, history, settled)
+        except (Changed, sqlite3.OperationalError, OSError, RuntimeError) as error:
+            if settled and not isinstance(error, Changed):
+                raise LogError(f"cannot read the run log {path} ({error}); name another source") from error
             time.sleep(0.1)
-        except (sqlite3.Error, OSError, RuntimeError) as error:
+        except sqlite3.Error as error:
             raise LogError(f"cannot read the run log {path} ({error}); name another source") from error
     raise LogError(f"the run log {path} changes all the time; read it again when less is written to it")
 
 
 class Changed(Exception):
-    """The file was written to, or opened by who writes, while it was read in a way that needs it to stand still."""
+    """The file was written to, opened or closed while it was read in a way that needs it to stand still."""
 
 
-def _read(file: Path, name: Path, history: bool) -> list[dict[str, Any]]:
+def _read(file: Path, name: Path, history: bool, settled: bool) -> list[dict[str, Any]]:
     if exists(file, "-wal"):
         # Its writers' shared memory tells what counts in the -wal; where they left none, SQLite has to make it.
         reading = connected(file, "mode=ro&readonly_shm=1") if exists(file, "-shm") else copied(file)
@@ -58,10 +61,10 @@ def _read(file: Path, name: Path, history: bool) -> list[dict[str, Any]]:
             return checked_records(db, name, history)
     before, form = os.stat(file), file_format(file, name)
     # Without its -wal SQLite would make one for a file of this form: so it is told that nothing can change.
-    with connected(file, "immutable=1" if form == IN_USE else "mode=ro") as db:
+    with connected(file, "immutable=1" if form == IN_USE else "mode=ro&readonly_shm=1") as db:
         rows = checked_records(db, name, history)
     if form == IN_USE:
-        if exists(file, "-wal") or not unchanged(before, os.stat(file)):
+        if not settled or exists(file, "-wal") or not unchanged(before, os.stat(file)):
             raise Changed
         warnings.warn(
             f"{name} is a run log in use, or a copy of one, without its {file.name}-wal: runs may be missing; copy "

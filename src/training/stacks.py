@@ -76,12 +76,13 @@ def time_of(sizes: Sequence[int], workers: int) -> int:
 
 
 def least_memory(config: RunConfig) -> int:
-    """Bytes that a run is certain to take: its blocks' matrices, embedding and head, each with its gradient and the
-    two moments of AdamW in float32, and the sequences."""
+    """Bytes that a run is certain to take: its blocks' matrices, embedding and head in float32, each with its gradient,
+    and the inputs of its sequences."""
     task = find_task(config.task)(config)
     blocks = config.num_layers * config.embed_dim * (12 if config.use_mlp else 4)
     parameters = config.embed_dim * (blocks + (task.num_tokens or 0) // 2 + task.num_classes)
-    return 16 * parameters + 4 * (config.num_train + config.num_eval) * config.seq_length
+    of_position = 4 * task.num_features if task.num_tokens is None else 8
+    return 8 * parameters + (config.num_train + config.num_eval) * task.num_positions * of_position
 
 
 def check_memory(stack: Sequence[RunConfig], device: str) -> None:

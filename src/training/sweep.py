@@ -22,6 +22,7 @@ from src.tasks import TASKS
 from src.training.stacks import make_stacks
 from src.values import as_float, as_int, read_yaml, shown
 
+PAPERS = ("induction", "classification")  # a file of others that names no task is of one of the paper's
 MOST = 100_000  # runs that are listed at once: a config and its hash take about 0.1 ms and 2 kB
 Draw = Callable[[np.random.Generator], Any]
 
@@ -197,11 +198,12 @@ def read_sweep(path: Path | str, fixed: Mapping[str, Any] | None = None) -> Swee
 def guess_task(texts: Sequence[str], parameters: Mapping[str, Any], what: str) -> tuple[str, str]:
     """The task of a sweep that names none, and how it was found out, in a sentence about `what`; ConfigError where that
     is uncertain. `texts` may have a task's name in them: the program, the file."""
-    named = [task for task in TASKS if any(task in text.lower() for text in texts)]
-    varied = {name for task in TASKS.values() for name in task.settings} & parameters.keys()
-    optional = {name for task in TASKS.values() for name in task.defaults} & parameters.keys()
-    able = [task for task in named or TASKS if optional <= TASKS[task].defaults.keys()]
-    usual = [task for task in able if varied <= set(TASKS[task].settings)]
+    tasks = {name: TASKS[name] for name in PAPERS}
+    named = [name for name in tasks if any(name in text.lower() for text in texts)]
+    varied = {field for task in tasks.values() for field in task.settings} & parameters.keys()
+    optional = {field for task in tasks.values() for field in task.defaults} & parameters.keys()
+    able = [name for name in named or tasks if optional <= tasks[name].defaults.keys()]
+    usual = [name for name in able if varied <= set(tasks[name].settings)]
     if len(named) == 1 and able:
         return named[0], f"{what} names no task: {named[0]}, by its program or its own name"
     if len(able) == 1:

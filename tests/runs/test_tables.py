@@ -143,7 +143,7 @@ def test_repeats_of_an_agent_are_one_run():
 )
 def test_what_comes_from_outside_becomes_what_its_column_is(name, cells, read):
     column = plain(pd.DataFrame({name: pd.Series(cells, dtype=object)}))[name]
-    pd.testing.assert_series_equal(column, pd.Series(read, name=name), check_dtype=False)
+    pd.testing.assert_series_equal(column, pd.Series(read, name=name, dtype=column.dtype))
     assert isinstance(column.dtype, np.dtype)
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from tiny import options, tiny
 
-from src.runs import LogError, RunLog, load_runs
+from src.runs import LogError, RunLog, export, load_runs
 from src.runs.wandb_reader import as_record, as_records
 from src.training import wandb_logger
 from src.training.wandb_logger import Connection, wandb_mode, wandb_observers
@@ -197,6 +197,32 @@ def test_a_sweep_is_read_as_one_table(monkeypatch):
     assert asked == [("me/project", {"sweep": "sweep1"})]
     assert runs["hash"].tolist() == list("01234")
     assert runs["eval/acc"].tolist() == [0.9] * 5
+
+
+def test_a_sweep_with_a_diverged_run_and_texts_for_numbers_is_exported(monkeypatch, tmp_path):
+    """W&B gives NaN as a text, and numbers as texts where the YAML had texts."""
+    diverged = {"eval/acc": "NaN", "train/loss": "Infinity", "_runtime": 1.0, "state": "diverged"}
+    history = [{"eval/acc": 0.5, "train/loss": 2}, {"eval/acc": "NaN", "train/loss": "Infinity"}]
+
+    class Api:
+        def __init__(self, timeout): ...
+
+        def runs(self, path, filters, **_):
+            config = {"seed": "2", "lr": "1e-3", "num_heads": "4", "use_mlp": "true"}
+            return [
+                published(),
+                published(id="cd34", config=config, summary=diverged, scan_history=lambda: iter(history)),
+            ]
+
+    install(monkeypatch, Api=Api)
+    assert export("me/project/sweep1", tmp_path / "table.parquet") == 2
+    row = load_runs(tmp_path / "table.parquet", history=True).iloc[1]
+    assert [row[name] for name in ("seed", "lr", "num_heads", "state")] == [2, 0.001, 4, "diverged"]
+    assert row["use_mlp"] is True
+    assert math.isnan(row["eval/acc"])
+    assert row["train/loss"] == math.inf
+    assert math.isnan(row["history/eval/acc"][1])
+    assert row["history/train/loss"] == [2, math.inf]
 
 
 def test_without_a_login_reading_is_one_sentence(monkeypatch):

@@ -4,11 +4,13 @@ import pytest
 import torch
 from tiny import tiny
 
+from src.runs import RunLog
 from src.tasks import TASKS
 from src.training import inspection
 from src.training.inspection import (
     ClsRecorder,
     attention_weights,
+    count_unkept,
     entropy_and_order,
     held_out,
     one_of_each,
@@ -16,6 +18,7 @@ from src.training.inspection import (
     trained,
 )
 from src.training.loop import evaluate, train
+from src.training.workers import execute
 
 
 def test_a_model_is_trained_once_and_then_kept(tmp_path, monkeypatch):
@@ -29,6 +32,31 @@ def test_a_model_is_trained_once_and_then_kept(tmp_path, monkeypatch):
     assert summary_again == summary
     inputs, _ = held_out(config)
     assert torch.equal(attention_weights(again, inputs), attention_weights(model, inputs))
+
+
+def test_models_of_a_stack_are_kept_before_the_log_says_that_they_are_finished(tmp_path, monkeypatch, capsys):
+    configs = [tiny(seed=seed, use_layernorm=False, lr=lr) for seed, lr in [(0, 1e-3), (1, 1e-3), (2, 1e30)]]
+    log, states = RunLog(tmp_path / "runs.db"), []
+    written = inspection.keep
+
+    def keep(*arguments):
+        states.append(log.states()[arguments[1].hash])
+        written(*arguments)
+
+    monkeypatch.setattr(inspection, "keep", keep)
+    assert execute(configs, log, "cpu", models=tmp_path / "models") == ["finished", "finished", "diverged"]
+    assert states == ["running", "running"]
+    assert count_unkept(configs, tmp_path / "models") == 1
+    monkeypatch.setattr(inspection, "train", None)  # would fail if called
+    for config in configs[:2]:
+        model, summary = trained(config, tmp_path / "models")
+        (results,), _ = evaluate(model, TASKS[config.task](config), *(x[None] for x in held_out(config)))
+        assert results["eval/loss"] == pytest.approx(summary["eval/loss"])
+        assert summary == log.row(config)["summary"]
+    # a disk that is full costs the file, not the run
+    (tmp_path / "full").write_text("")
+    assert execute([tiny(seed=3)], log, "cpu", models=tmp_path / "full") == ["finished"]
+    assert "the model of induction, softmax, seed 3 is not kept" in capsys.readouterr().err
 
 
 def test_held_out_sequences_are_those_that_the_run_was_evaluated_on():

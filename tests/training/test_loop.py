@@ -5,7 +5,17 @@ import torch
 from tiny import tiny
 
 from src.config import ConfigError, RunConfig
-from src.training.loop import DivergedError, Observer, choose_device, estimate_seconds, num_steps, stream, train
+from src.training import loop
+from src.training.loop import (
+    DivergedError,
+    Observer,
+    choose_device,
+    estimate_seconds,
+    evaluate,
+    num_steps,
+    stream,
+    train,
+)
 
 
 class Record(Observer):
@@ -115,6 +125,23 @@ def test_a_run_that_diverges_says_so_and_keeps_what_it_had():
         train(tiny(lr=1e30, use_layernorm=False), observers=[record])
     assert [epoch["epoch"] for epoch in record.epochs] == [0, 1]
     assert not math.isfinite(record.epochs[1]["train/loss"])
+
+
+def test_a_run_whose_last_evaluation_is_not_finite_has_diverged(monkeypatch):
+    """The last step spoils the model: no loss of training tells of it."""
+    evaluations = []
+
+    def spoil_then_evaluate(model, *rest):
+        evaluations.append(1)
+        if len(evaluations) == 3:
+            model.head.weight.data.fill_(math.nan)
+        return evaluate(model, *rest)
+
+    monkeypatch.setattr(loop, "evaluate", spoil_then_evaluate)
+    record = Record()
+    with pytest.raises(DivergedError, match="the loss of epoch 2 is nan"):
+        train(tiny(num_epochs=2), observers=[record])
+    assert math.isfinite(record.epochs[-1]["train/loss"])
 
 
 def test_bf16_trains_close_to_float32():

@@ -209,7 +209,7 @@ def test_on_a_cpu_runs_of_cheap_steps_are_stacked():
 
 @pytest.mark.parametrize(
     ("runs", "workers", "sizes"),
-    [(15, 2, [8, 7]), (15, 4, [4, 4, 4, 3]), (6, 2, [3, 3]), (18, 2, [5, 5, 4, 4]), (3, 8, [1, 1, 1]), (15, 1, [8, 7])],
+    [(15, 2, [8, 7]), (15, 4, [4, 4, 4, 3]), (6, 2, [3, 3]), (18, 2, [5, 5, 5, 3]), (3, 8, [1, 1, 1]), (15, 1, [8, 7])],
 )
 def test_cheap_runs_of_one_cell_use_all_workers(runs, workers, sizes):
     cell = [RunConfig(task="classification", num_layers=1, num_heads=1, seed=seed) for seed in range(runs)]
@@ -223,8 +223,8 @@ def test_what_certainly_needs_more_memory_than_there_is_is_refused(monkeypatch):
     """What is certain is less than what there is: parameters and sequences of what is built."""
     for config in (RunConfig(), RunConfig(task="classification", use_mlp=False, positional_type="concat")):
         model = build_model(config)
-        tensors = [*model.parameters()] * 4 + [*held_out(config)] * (config.num_train // config.num_eval)
-        assert 0.5 < stacks.least_memory(config) / sum(t.numel() * t.element_size() for t in tensors) < 1
+        tensors = [*model.parameters()] * 2 + [held_out(config)[0]] * (1 + config.num_train // config.num_eval)
+        assert 0.8 < stacks.least_memory(config) / sum(t.numel() * t.element_size() for t in tensors) < 1
         stacks.check_memory([config] * 8, "cpu")
     for fields in ({"embed_dim": 10**6}, {"num_train": 10**12}, {"vocab_size": 10**15}, {"num_layers": 10**9}):
         ((name, value),) = fields.items()
@@ -232,7 +232,7 @@ def test_what_certainly_needs_more_memory_than_there_is_is_refused(monkeypatch):
             stacks.check_memory([RunConfig(**fields)], "cpu")
         assert "\n" not in str(refusal.value)
     config = RunConfig(embed_dim=1024)
-    monkeypatch.setattr(os, "sysconf", lambda name: int(3 * stacks.least_memory(config) ** 0.5) // 2)
+    monkeypatch.setattr(os, "sysconf", lambda name: int((2.5 * stacks.least_memory(config)) ** 0.5))
     stacks.check_memory([config] * 2, "cpu")
     with pytest.raises(ConfigError, match="for a stack of 3"):
         stacks.check_memory([config] * 3, "cpu")

@@ -16,6 +16,7 @@ from src.analysis.figures.bars import (
     sink_proportions,
     sparsity,
 )
+from src.analysis.figures.benchmark import overview, sink_profiles
 from src.analysis.figures.lines import (
     flip_rate_by_size,
     polarization,
@@ -60,12 +61,14 @@ __all__ = [
     "induction_name",
     "looks",
     "or_sentence",
+    "overview",
     "panel_title",
     "polarization",
     "polarization_by_step",
     "sample_tracking",
     "save",
     "score_bars",
+    "sink_profiles",
     "sink_proportions",
     "sparsity",
     "training_curves",

@@ -39,13 +39,15 @@ def linear_rates(lr: float, betas=BETAS) -> tuple[float, float]:
     return 2 * z, 1 - z
 
 
-def logistic_rates(lr: float, speed: float, betas=BETAS) -> tuple[float, float, float]:
+def logistic_rates(lr: float, speed: float, betas=BETAS, k: float = np.inf) -> tuple[float, float, float]:
     """Logistic loss, late: (y, x, growth of the gaps) a step. y is the fall of γ and the growth of the margin,
-    y = cη φ(y) with c = `speed` = ‖β‖₁; x that of ln s, x = 2η φ(x + y); growth = cη (φ(y) - φ(x + y)).
+    y = cη φ(y) with c = `speed` = ‖β‖₁; x that of ln s, x = 2η φ(x + y - 1/k); growth = cη (φ(y) - φ(x + y)).
+
+    1/k, k the step, is the growth of the gap that a's gradient has as a factor.
     """
     limit = -0.5 * np.log(betas[1])
     y = brentq(lambda y: y - speed * lr * gain(y, betas), 0, limit)
-    x = brentq(lambda x: x - 2 * lr * gain(x + y, betas), 0, limit)
+    x = brentq(lambda x: x - 2 * lr * gain(x + y - 1 / k, betas), 0, limit + 1 / k)
     return y, x, speed * lr * (gain(y, betas) - gain(x + y, betas))
 
 

@@ -3,9 +3,11 @@
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.stats import t
 
 from src.analysis.figures import COLUMN, PAGE
 from src.value_softmax.beyond import entmax, outlets
+from src.value_softmax.bridge import won_by
 from src.value_softmax.figures import colours
 from src.value_softmax.flow import Orbit
 from src.value_softmax.trajectory import Trajectory
@@ -124,3 +126,65 @@ def sparsemax(run: entmax.Losers, exact: np.ndarray, one_hot: float) -> Figure:
         + r"$\tau^* = \mathrm{asinh}(\|\beta\|/\delta)\,/\,\|\beta\|$"
     )
     return figure
+
+
+RUNGS = {"transformer": "black", "linearised": "C0", "model": "C1"}
+
+
+def bridge(followed: dict[str, dict[str, np.ndarray]]) -> Figure:
+    """The model's prediction and the transformer, by optimiser, from one start (see `bridge.load`).
+
+    Above, the entropy of the four rows of attention over steps: means over seeds, bands of all seeds. Below, the shares
+    of rows that argmax u(0) wins, and that have the transformer's winner: means over seeds, Student's 95 % intervals.
+    """
+    names = list(followed)
+    figure, axes = plt.subplot_mosaic(
+        [[name for name in names for _ in range(2)], ["largest"] * len(names) + ["same"] * len(names)],
+        figsize=(PAGE, 3.6),
+    )
+    for name in names:
+        _entropies(axes[name], followed[name])
+        axes[name].set(title=name, ylim=(0, 1.03), xscale="log", xlabel="step")
+        if name != names[0]:
+            axes[name].set(yticklabels=[])
+    axes[names[0]].set(ylabel="entropy / log 11")
+    largest = {rung: [won_by(run, rung, run["u"].argmax(-1)) for run in followed.values()] for rung in RUNGS}
+    same = {
+        rung: [won_by(run, rung, run["transformer/winner"]) for run in followed.values()]
+        for rung in ("linearised", "model")
+    }
+    _bars(axes["largest"], largest, names)
+    _bars(axes["same"], same, names)
+    axes["largest"].set(ylabel="share of rows", title="won by the largest $u(0)$ (dotted: chance)")
+    axes["same"].set(title="with the transformer's winner")
+    largest = {rung: np.mean(shares) for rung, shares in largest.items()}
+    figure.suptitle(
+        f"The largest $u(0)$ wins {largest['transformer']:.0%} of the transformer's rows and {largest['model']:.0%} of the "
+        f"model's; linearised at its start,\nthe transformer has the same winner in {np.mean(same['linearised']):.0%} of rows, "
+        f"the model in {np.mean(same['model']):.0%}",
+        fontsize=8,
+    )
+    figure.legend(*axes["largest"].get_legend_handles_labels(), loc="outside lower center", ncols=len(RUNGS))
+    return figure
+
+
+def _entropies(ax, run):
+    """Means over seeds and labels, (records, S, labels) each rung, with the seeds' range."""
+    for rung, colour in RUNGS.items():
+        of_seeds = run[f"{rung}/entropy"].mean(2)
+        steps = run["steps"] + 1
+        ax.plot(steps, of_seeds.mean(1), color=colour)
+        ax.fill_between(steps, of_seeds.min(1), of_seeds.max(1), color=colour, alpha=0.15, linewidth=0)
+
+
+def _bars(ax, shares, names):
+    """Means and intervals of `shares` (S) by rung, a group of bars for each name."""
+    width = 0.8 / len(shares)
+    for index, (rung, of_names) in enumerate(shares.items()):
+        x = np.arange(len(names)) + (index - (len(shares) - 1) / 2) * width
+        means = [values.mean() for values in of_names]
+        errors = [t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5 for values in of_names]
+        ax.bar(x, means, width, yerr=errors, color=RUNGS[rung], label=rung, error_kw={"linewidth": 0.7})
+    ax.axhline(1 / 11, color="gray", linestyle=":", linewidth=0.8)
+    ax.set(ylim=(0, 1))
+    ax.set_xticks(range(len(names)), [name.replace(", ", "\n") for name in names], fontsize=6)

@@ -8,7 +8,7 @@ from scipy.interpolate import CubicSpline
 
 from src.value_softmax.flow import Orbit
 from src.value_softmax.kernels import NORMALISATIONS, Model
-from src.value_softmax.model import alpha, alpha_vjp, gradients
+from src.value_softmax.model import alpha, alpha_vjp, gradients, loss_gradient
 from src.value_softmax.trajectory import Trajectory
 
 
@@ -27,6 +27,13 @@ def asymmetry(normalisation: str, z, option: float | None = None) -> float:
 def mean_growth(run: Orbit | Trajectory) -> float:
     """The least change of ū = ⟨s, u⟩ from record to record."""
     return float(np.diff((run.s * run.u).sum(-1)).min())
+
+
+def turning(run: Trajectory) -> float:
+    """How far the direction of g = ∂L/∂β̂ turns from the start: the largest 1 - |cos|. 0 where there is one target β."""
+    g = np.stack([loss_gradient(run.model, prediction) for prediction in run.beta_hat])
+    g /= np.linalg.norm(g, axis=1, keepdims=True)
+    return float((1 - np.abs(g @ g[0])).max())
 
 
 def sum_departure(orbit: Orbit) -> float:

@@ -1,0 +1,101 @@
+"""The benchmark of functions made against sinks: who sinks where, and sink profiles."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from src.analysis import mitigations
+from src.analysis.figures.style import PAGE, add_note, looks, or_sentence
+from src.analysis.mitigations import GU, PAPERS, SCENES, THRESHOLDS
+from src.analysis.selection import require_runs
+from src.model.registry import describe
+
+GROUPS = {
+    "paper": "the paper's",
+    "outlet": "with an outlet",
+    "sparse": "sparse",
+    "gate": "with a gate",
+    "scale": "scaled",
+    "own": "own",
+}
+HALF = 0.5  # of the runs of a cell: a cross says that fewer solve the task
+
+
+@or_sentence
+def overview(runs: pd.DataFrame) -> Figure:
+    """Functions × scenes: the colour is the mean area under the sink profile, which is written in the cell; a cross
+    marks where no more than half of the runs solve the task, and a blank cell has no runs."""
+    found = mitigations.summaries(runs)
+    require_runs(runs if found else runs[:0], "of a task of the benchmark")
+    present = {kind for rows in found.values() for kind in rows.index}
+    kinds = [kind for group in GROUPS for kind in _in_order(present) if describe(kind).group == group]
+    areas = np.full((len(kinds), len(found)), np.nan)
+    figure, axes = plt.subplots(figsize=(PAGE, 0.6 + 0.24 * len(kinds) + 0.9))
+    for column, rows in enumerate(found.values()):
+        for kind, row in rows.iterrows():
+            place = kinds.index(kind)
+            if isinstance(row.get("area"), tuple):
+                areas[place, column] = row["area"][0]
+            solved = row["solved"] > HALF * row["runs"]
+            shown = "" if np.isnan(areas[place, column]) else f"{areas[place, column]:.2f}"
+            ink = "white" if areas[place, column] > 0.6 else "black"
+            axes.text(column, place, shown if solved else f"{shown} ×", ha="center", va="center", color=ink, fontsize=6)
+    image = axes.imshow(areas, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")
+    shown = looks(kinds)
+    axes.set_xticks(range(len(found)), [SCENES[name].title for name in found], rotation=20, ha="right")
+    axes.set_yticks(range(len(kinds)), [shown[kind].title for kind in kinds])
+    for border in np.flatnonzero(np.diff([list(GROUPS).index(describe(kind).group) for kind in kinds])):
+        axes.axhline(border + 0.5, color="white", linewidth=2)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    figure.colorbar(image, label="area under the sink profile", pad=0.01)
+    figure.suptitle("Who sinks where: attention functions on tasks where rows have nothing to do", fontsize=8)
+    of_scenes = [mitigations.of_scene(mitigations.with_fields(runs), name) for name in found]
+    note = f"×: at most {HALF:.0%} of the runs solve the task. Each function at its best learning rate by loss"
+    add_note(figure, note, pd.concat(of_scenes)[["attention_type", "seed"]])
+    return figure
+
+
+@or_sentence
+def sink_profiles(runs: pd.DataFrame, scene: str = "trigger") -> Figure:
+    """The sink profile F(τ) of each function in a scene, a panel for each group of functions, with its 95% band over
+    seeds; softmax, dashed, in each panel."""
+    chosen = mitigations.of_scene(mitigations.with_fields(runs), scene)
+    chosen = chosen[chosen["state"] == "finished"] if len(chosen) else chosen
+    require_runs(chosen, f"of {SCENES[scene].title}")
+    kinds = _in_order(set(chosen["attention_type"]))
+    groups = [group for group in GROUPS if any(describe(kind).group == group for kind in kinds)]
+    figure, grid = plt.subplots(1, len(groups), figsize=(PAGE, 2.6), sharey=True, squeeze=False)
+    shown = looks(kinds)
+    for axes, group in zip(grid[0], groups, strict=True):
+        for kind in kinds:
+            if kind == "softmax" and group != "paper":
+                draw_profile(axes, chosen, scene, kind, color="black", linestyle=":", label=None)
+            elif describe(kind).group == group:
+                look = shown[kind]
+                draw_profile(axes, chosen, scene, kind, color=look.colour, linestyle=look.line, label=look.title)
+        for threshold in (GU, PAPERS):
+            axes.axvline(threshold, color="lightgrey", linewidth=0.6, zorder=0)
+        axes.set(title=GROUPS[group], xlabel="threshold τ", xlim=(0, 1), ylim=(-0.02, 1.02))
+        axes.legend(fontsize=5, loc="best")
+    grid[0, 0].set_ylabel("share of heads with sink score > τ")
+    figure.suptitle(f"Sink profiles: {SCENES[scene].title}", fontsize=8)
+    note = "Mean, band: 95% t interval over seeds. Dotted: softmax. Grey: thresholds in use, 0.3 and 0.9"
+    add_note(figure, f"{note}. Each function at its best learning rate by loss", chosen[["attention_type", "seed"]])
+    return figure
+
+
+def draw_profile(axes: Axes, runs: pd.DataFrame, scene: str, kind: str, **line) -> None:
+    """The mean profile of one function's runs, and its band."""
+    group = runs[runs["attention_type"] == kind]
+    shares = mitigations.profile(mitigations.heads_of(group, SCENES[scene].sink))
+    mean, low, high = mitigations.band(shares, group["seed"].to_numpy())
+    axes.step(THRESHOLDS, mean, where="post", **line)
+    axes.fill_between(THRESHOLDS, low, high, step="post", color=line["color"], alpha=0.15, linewidth=0)
+
+
+def _in_order(kinds: set[str]) -> list[str]:
+    known = mitigations.TYPES
+    return sorted(kinds, key=lambda kind: (known.index(kind) if kind in known else len(known), kind))

@@ -1,0 +1,252 @@
+"""What the benchmark says of each hypothesis about functions made against sinks, with number and verdict.
+
+uv run python -m src.analysis.hypotheses                    # of the committed runs, and the benchmark's tables
+uv run python -m src.analysis.hypotheses logs/runs.db       # of others
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from src.analysis.mitigations import (
+    GU,
+    MEASURES,
+    PAPERS,
+    RESULTS,
+    SCENES,
+    area,
+    heads_of,
+    of_scene,
+    over_heads,
+    profile,
+    summaries,
+    summary,
+    with_fields,
+)
+from src.analysis.scores import mean_interval, solving
+from src.analysis.selection import require_runs
+from src.analysis.tables import interval, markdown
+from src.runs import LogError, load_runs
+
+
+def table(runs: pd.DataFrame, name: str) -> str:
+    """The benchmark's table of one scene, in Markdown."""
+    chosen = of_scene(with_fields(runs), name)
+    require_runs(chosen, f"of {SCENES[name].title}")
+    rows = summary(chosen, SCENES[name])
+    labels = [label for label in ("area", *MEASURES, "seconds") if label in rows]
+    lines = [
+        [kind, f"{row['solved']} of {row['runs']}", f"{row['lr']:g}", *(in_cell(row[label]) for label in labels)]
+        for kind, row in rows.iterrows()
+    ]
+    return markdown([SCENES[name].title, "solved", "lr", "area under the sink profile", *labels[1:]], lines)
+
+
+def in_cell(value: Any) -> str:
+    """A mean with its interval as text; a dash where there is none."""
+    return interval(*value) if isinstance(value, tuple) else "–"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was measured of a hypothesis.
+
+    Args:
+        measured: The numbers.
+        verdict: "holds", "does not hold", "open" where the interval or the runs decide neither.
+    """
+
+    measured: str
+    verdict: str
+
+
+def verdict(*holds: bool | None) -> str:
+    """Of what each part of a hypothesis says: None where its interval decides nothing."""
+    if any(part is not None and not part for part in holds):
+        return "does not hold"
+    return "open" if not holds or None in holds else "holds"
+
+
+def exceeds(value: tuple[float, float, float], bound: float) -> bool | None:
+    """Whether a mean exceeds the bound; None where the bound is in its interval."""
+    _, low, high = value
+    return True if low > bound else False if high < bound else None
+
+
+def falls_short(value: tuple[float, float, float], bound: float) -> bool | None:
+    above = exceeds(value, bound)
+    return None if above is None else not above
+
+
+def sinks(runs: pd.DataFrame, name: str, kinds: Sequence[str], **fields: Any) -> dict[str, tuple]:
+    """The mean area under the sink profile and its interval, of the runs of each kind that solve the scene."""
+    found, scene = {}, SCENES[name]
+    chosen = of_scene(with_fields(runs), name, **fields)
+    for kind in kinds:
+        group = chosen[(chosen["attention_type"] == kind) & (chosen["state"] == "finished")]
+        group = group[solving(group, scene.task.solved)] if len(group) else group
+        if len(group):
+            found[kind] = mean_interval(area(heads_of(group, scene.sink)), group["seed"].to_numpy())
+    if not found:
+        raise LogError(f"no run of {', '.join(kinds)} solves {scene.title}")
+    return found
+
+
+def listed(values: Mapping[str, tuple]) -> str:
+    return ", ".join(f"{name} {interval(*value)}" for name, value in values.items())
+
+
+def theorem(runs: pd.DataFrame) -> Finding:
+    """Every softmax model that solves trigger puts its attention on the anchor where it has nothing to do."""
+    scenes, parts, least = ("trigger", "trigger_no_skip"), [], []
+    for name in scenes:
+        chosen = of_scene(with_fields(runs), name)
+        chosen = chosen[(chosen["attention_type"] == "softmax") & (chosen["state"] == "finished")]
+        if len(chosen):
+            solved = chosen[solving(chosen, SCENES[name].task.solved)]
+            weights = area(heads_of(solved, SCENES[name].sink))
+            least += list(weights)
+            smallest = f", BOS's weight at least {weights.min():.3f}" if len(weights) else ""
+            parts.append(f"{SCENES[name].title}: {len(solved)} of {len(chosen)} runs solve it{smallest}")
+    if not least:
+        raise LogError("no run of softmax solves trigger")
+    return Finding("; ".join(parts), verdict(min(least) > 0.95))
+
+
+def outlets(runs: pd.DataFrame) -> Finding:
+    """A function with an outlet inside its normalisation uses it, and not the anchor."""
+    parts, holds = [], []
+    for name in ("trigger", "trigger_no_skip"):
+        try:
+            found = sinks(runs, name, ("softmax1", "softmax_sink", "key_bias", "kv_bias"))
+        except LogError:
+            continue
+        parts.append(f"BOS's weight, {SCENES[name].title}: {listed(found)}")
+        holds += [falls_short(value, 0.5) for value in found.values()]
+    if not parts:
+        raise LogError("no run with an outlet solves trigger")
+    return Finding("; ".join(parts), verdict(*holds))
+
+
+def gates(runs: pd.DataFrame) -> Finding:
+    """A gate beside softmax does not remove a sink that has an anchor."""
+    found = sinks(runs, "trigger", ("gated_head", "gated_element", "value_gated"))
+    return Finding(f"BOS's weight: {listed(found)}", verdict(*(exceeds(value, 0.9) for value in found.values())))
+
+
+def sums_to_one(runs: pd.DataFrame) -> Finding:
+    """What has to sum to 1 sinks, sparse or not; what need not does not."""
+    must = sinks(runs, "trigger", ("softmax", "sigmoid_norm", "entmax15", "sparsemax", "ssmax"))
+    need_not = sinks(runs, "trigger", ("sigmoid_unnorm", "sigmoid_bias", "relu_mean", "softpick", "softmax_clipped"))
+    holds = [exceeds(v, 0.9) for v in must.values()] + [falls_short(v, 0.5) for v in need_not.values()]
+    return Finding(f"BOS's weight, must: {listed(must)}; need not: {listed(need_not)}", verdict(*holds))
+
+
+def without_anchor(runs: pd.DataFrame) -> Finding:
+    """Without an anchor softmax cannot solve trigger; functions with an outlet or a gate can."""
+    rows = summaries(runs).get("trigger_no_bos")
+    if rows is None or "softmax" not in rows.index:
+        raise LogError("no run of softmax on trigger without BOS")
+    shares = (rows["solved"] / rows["runs"]).drop("softmax")
+    others = [name for name in ("softmax1", "softmax_sink", "softpick", "relu_mean", "gated_head") if name in shares]
+    text = ", ".join(f"{name} {rows.loc[name, 'solved']} of {rows.loc[name, 'runs']}" for name in ["softmax", *others])
+    return Finding(f"solved: {text}", verdict(rows.loc["softmax", "solved"] == 0, *(shares[n] == 1 for n in others)))
+
+
+def drains(runs: pd.DataFrame) -> Finding:
+    """On backcopy softmax sinks and drains the anchor's value; relu_mean does neither."""
+    rows = summaries(runs).get("backcopy")
+    if rows is None or not {"softmax", "relu_mean"} <= set(rows.index):
+        raise LogError("no runs of softmax and relu_mean on backcopy")
+    soft, relu = (rows.loc[name] for name in ("softmax", "relu_mean"))
+    text = "; ".join(
+        f"{name}: BOS's share {in_cell(row['area'])}, value drain {in_cell(row['value drain'])}"
+        for name, row in (("softmax", soft), ("relu_mean", relu))
+    )
+    holds = [exceeds(soft["area"], 0.5), falls_short(soft["value drain"], 0.5), falls_short(relu["area"], 0.5)]
+    return Finding(text, verdict(*holds))
+
+
+def descents(runs: pd.DataFrame) -> Finding:
+    """Gradient descent has softmax's sinks on backcopy without the residual peaks that AdamW has (Guo et al.)."""
+    chosen = of_scene(with_fields(runs), "backcopy", optimizer=None, weight_decay=0.01, beta2=0.999)
+    chosen = chosen[(chosen["attention_type"] == "softmax") & (chosen["state"] == "finished")]
+    found = {}
+    for name, group in chosen.groupby("optimizer"):
+        solved = group[solving(group, SCENES["backcopy"].task.solved)]
+        if len(solved):
+            values = area(heads_of(solved, SCENES["backcopy"].sink)), over_heads(solved, MEASURES["residual peak"])
+            found[name] = [mean_interval(v, solved["seed"].to_numpy(), bounds=(0, np.inf)) for v in values]
+    if not {"adamw", "sgd"} <= found.keys():
+        raise LogError("no solved runs of softmax on backcopy under both adamw and sgd")
+    text = "; ".join(f"{name}: BOS's share {interval(*a)}, peak {interval(*b)}" for name, (a, b) in found.items())
+    lower = falls_short(found["sgd"][1], found["adamw"][1][0])
+    return Finding(text, verdict(exceeds(found["sgd"][0], 0.5), lower))
+
+
+def thresholds(runs: pd.DataFrame) -> Finding:
+    """Which function has more sinks does not depend on the threshold: 0.3, 0.9 and the area order functions alike."""
+    parts, holds = [], []
+    for name in SCENES:
+        chosen = of_scene(with_fields(runs), name)
+        chosen = chosen[chosen["state"] == "finished"] if len(chosen) else chosen
+        if chosen["attention_type"].nunique() < 4:
+            continue
+        heads = heads_of(chosen, SCENES[name].sink)
+        shares = profile(heads, np.array([GU, PAPERS]))
+        values = pd.DataFrame({"0.3": shares[:, 0], "0.9": shares[:, 1], "area": area(heads)}, index=chosen.index)
+        means = values.groupby(chosen["attention_type"]).mean()
+        ranks = means.rank().corr()
+        lowest = ranks.to_numpy()[np.triu_indices(3, 1)]
+        if np.isfinite(lowest).all():
+            parts.append(f"{SCENES[name].title} {lowest.min():.2f}")
+            holds.append(bool(lowest.min() > 0.9))
+    if not parts:
+        raise LogError("no scene with four functions or more")
+    return Finding(f"smallest rank correlation of the three: {', '.join(parts)}", verdict(*holds))
+
+
+HYPOTHESES: dict[str, Callable[[pd.DataFrame], Finding]] = {
+    "theorem": theorem,
+    "outlets": outlets,
+    "gates": gates,
+    "sum to one": sums_to_one,
+    "no anchor": without_anchor,
+    "drains": drains,
+    "descents": descents,
+    "thresholds": thresholds,
+}
+
+
+def hypotheses(runs: pd.DataFrame) -> str:
+    """Each hypothesis with what was measured and the verdict, in Markdown."""
+    rows = []
+    for hypothesis in HYPOTHESES.values():
+        try:
+            found = hypothesis(runs)
+        except LogError as error:
+            found = Finding(str(error), "not measured")
+        rows.append([" ".join((hypothesis.__doc__ or "").split()), found.measured, found.verdict])
+    return markdown(["hypothesis", "measured: mean [95% t interval over seeds]", "verdict"], rows)
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) > 1 or "--help" in arguments:
+        print("usage: python -m src.analysis.hypotheses [SOURCE]", file=sys.stderr)
+        return 2
+    try:
+        runs = load_runs(*arguments or [RESULTS])
+        texts = [hypotheses(runs), *(table(runs, name) for name in summaries(runs))]
+    except LogError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n\n".join(texts))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

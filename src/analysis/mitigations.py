@@ -1,0 +1,158 @@
+"""Functions made against sinks: each at its best learning rate, its sink profile, and the benchmark's tables.
+
+A *scene* is a task in a setting of its blocks, a column of the benchmark. The learning rate of a function in a scene is
+chosen by its loss on the task alone, never by its sinks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from src.analysis.rates import at_best_rates
+from src.analysis.scores import columns_like, has_columns, mean_interval, solving
+from src.analysis.selection import alike, select, settled, task_class
+from src.config import DEFAULTS
+from src.model.attention import PAPER
+from src.model.registry import ATTENTION
+from src.runs import COMMITTED
+from src.tasks import Task
+
+RESULTS = COMMITTED.with_name("mitigations.parquet")
+THRESHOLDS = np.linspace(0, 1, 101)
+GU, PAPERS = 0.3, 0.9  # thresholds in use: Gu et al.'s and the paper's
+NEW_FIELDS = ("optimizer", "weight_decay", "beta2", "use_residual")  # that older tables lack
+TYPES = ["softmax", "sigmoid_norm", "sigmoid_unnorm", *(name for name in ATTENTION if name not in PAPER)]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A column of the benchmark.
+
+    Args:
+        title: How tables and figures call it.
+        fields: What its runs have in common, their task among it.
+        sink: Regular expression of the columns of heads that say how much goes to the anchor, or to one key.
+    """
+
+    title: str
+    fields: Mapping[str, Any]
+    sink: str
+
+    @property
+    def task(self) -> type[Task]:
+        return task_class(self.fields["task"])
+
+
+_BARE = {"task": "trigger", "use_mlp": False, "use_layernorm": False}
+_MAIN = {"task": "induction", "aux_loss_weight": 0.2, "shift_query_token": True, "positional_type": "add"}
+_BOS, _SHARE, _LARGEST = r"\d+_\d+_abs_attn_bos", r"\d+_\d+_rel_attn_bos_global", r"\d+_\d+_rel_attn_max"
+SCENES = {
+    "trigger": Scene("trigger", _BARE | {"use_bos": True, "use_residual": True}, _BOS),
+    "trigger_no_skip": Scene("trigger, no skip", _BARE | {"use_bos": True, "use_residual": False}, _BOS),
+    "trigger_no_bos": Scene("trigger, no BOS", _BARE | {"use_bos": False, "use_residual": True}, _BOS),
+    "trigger_neither": Scene("trigger, neither", _BARE | {"use_bos": False, "use_residual": False}, _BOS),
+    "backcopy": Scene("backcopy", {"task": "backcopy"}, _SHARE),
+    "induction": Scene("induction", _MAIN, _SHARE.replace(r"\d+", "1", 1)),
+    "classification": Scene(
+        "classification 1 × 1", {"task": "classification", "num_layers": 1, "num_heads": 1}, _LARGEST
+    ),
+    "classification_2x4": Scene(
+        "classification 2 × 4", {"task": "classification", "num_layers": 2, "num_heads": 4}, _LARGEST
+    ),
+}
+ADAMW = {"optimizer": "adamw", "weight_decay": 0.01, "beta2": 0.999}
+
+
+# Which runs
+
+
+def with_fields(runs: pd.DataFrame) -> pd.DataFrame:
+    """The settled runs, with the default of each field that was not there yet when they were logged."""
+    runs = settled(runs)
+    missing = {name: DEFAULTS[name] for name in NEW_FIELDS if name not in runs}
+    runs = runs.assign(**missing)
+    return runs.assign(**{name: runs[name].fillna(DEFAULTS[name]) for name in NEW_FIELDS if runs[name].isna().any()})
+
+
+def of_scene(runs: pd.DataFrame, name: str, **fields: Any) -> pd.DataFrame:
+    """The runs of a scene that ended, each function at its best rate, under AdamW unless `fields` say otherwise."""
+    wanted = dict(SCENES[name].fields) | (fields or ADAMW)
+    missing = [field for field in wanted if field not in runs]
+    if missing:
+        return runs[:0]
+    free = [field for field, value in fields.items() if value is None]
+    chosen = alike(select(runs, **wanted), "lr", *free)
+    return at_best_rates(chosen, *free) if len(chosen) else chosen
+
+
+# Measures
+
+
+def heads_of(runs: pd.DataFrame, pattern: str) -> np.ndarray:
+    """The values (runs, heads) of columns that match, NaN where a run has no such head."""
+    return runs[columns_like(runs, pattern)].to_numpy(dtype=float)
+
+
+def over_heads(runs: pd.DataFrame, pattern: str) -> np.ndarray:
+    """Each run's mean over the columns that match: (runs,)."""
+    if not has_columns(runs, pattern):
+        return np.full(len(runs), np.nan)
+    values = heads_of(runs, pattern)
+    return np.nansum(values, axis=1) / np.maximum((~np.isnan(values)).sum(axis=1), 1e-300)
+
+
+def profile(heads: np.ndarray, thresholds: np.ndarray = THRESHOLDS) -> np.ndarray:
+    """The sink profile F(τ): the share of each run's heads whose score exceeds τ, for scores (runs, heads), NaN where a
+    run has no such head, and thresholds (K,): (runs, K). It falls; a threshold's share of sinks is a point of it."""
+    there = ~np.isnan(heads)
+    above = (heads[..., None] > thresholds) & there[..., None]
+    return above.sum(axis=1) / there.sum(axis=1, keepdims=True)
+
+
+def area(heads: np.ndarray) -> np.ndarray:
+    """The area under each run's sink profile from τ = 0 to 1, which is the mean over heads of the score cut to [0, 1]:
+    (runs, heads) to (runs,)."""
+    return np.nanmean(heads.clip(0, 1), axis=1)
+
+
+def band(values: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    """Mean, low and high over seeds of each column of values (runs, K): (3, K)."""
+    return np.array([mean_interval(column, seeds) for column in values.T]).T
+
+
+MEASURES = {  # columns of heads or layers, and how the table calls their mean
+    "entropy": r"\d+_\d+_attn_entropy",
+    "row sum": r"\d+_\d+_row_sum",
+    "value drain": r"\d+_\d+_value_drain",
+    "residual peak": r"\d+_residual_peak",
+    "max / median": r"\d+_residual_max_median",
+}
+
+
+def summary(runs: pd.DataFrame, scene: Scene) -> pd.DataFrame:
+    """A row for each attention type: runs, solved, lr, and (mean, low, high) over seeds of the sink profile's area, of
+    MEASURES and of the seconds a run took. Of the runs of `of_scene`; measures of finished runs."""
+    rows = {}
+    for name, group in runs.groupby("attention_type", sort=False):
+        done = group[group["state"] == "finished"]
+        row = {"runs": len(group), "solved": int(solving(done, scene.task.solved).sum()), "lr": group["lr"].iloc[0]}
+        if len(done):
+            measured = {"area": area(heads_of(done, scene.sink))}
+            measured |= {label: over_heads(done, pattern) for label, pattern in MEASURES.items()}
+            measured |= {"seconds": done["seconds"].to_numpy(dtype=float)} if "seconds" in done else {}
+            for label, values in measured.items():
+                if not np.isnan(values).any():
+                    row[label] = mean_interval(values, done["seed"].to_numpy(), bounds=(-np.inf, np.inf))
+        rows[name] = row
+    order = [name for name in ATTENTION if name in rows] + [name for name in rows if name not in ATTENTION]
+    return pd.DataFrame.from_dict(rows, orient="index").reindex(order)
+
+
+def summaries(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The summary of each scene that the table has runs of."""
+    runs = with_fields(runs)
+    found = {name: of_scene(runs, name) for name in SCENES}
+    return {name: summary(group, SCENES[name]) for name, group in found.items() if len(group)}

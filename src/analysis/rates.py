@@ -1,0 +1,55 @@
+"""Each function at its best learning rate: chosen by its loss on the task alone."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from src.analysis.selection import ENDED, require_columns
+from src.config import RunConfig
+from src.errors import require
+
+
+def at_best_rates(runs: pd.DataFrame, *by: str) -> pd.DataFrame:
+    """Of the runs that ended and differ in `by`, attention type, lr and seed alone: those at the learning rate with the
+    lowest mean eval/loss, for each attention type and value of `by`.
+
+    Means are over the seeds that all of its rates have, where there are such; a run that diverged has an infinite loss.
+    Of rates that all diverged, the smallest.
+    """
+    require_columns(runs, ["attention_type", "lr", "seed", "eval/loss"])
+    chosen = [group[group["lr"] == best_rate(group)] for _, group in runs.groupby(["attention_type", *by], sort=False)]
+    return pd.concat(chosen) if chosen else runs
+
+
+def best_rate(runs: pd.DataFrame) -> float:
+    """The learning rate with the lowest mean loss of runs of one function; see `at_best_rates`."""
+    losses = runs.assign(loss=runs["eval/loss"].astype(float).fillna(np.inf))
+    by_seed = losses.pivot_table(index="seed", columns="lr", values="loss", aggfunc="mean", dropna=False)
+    shared = by_seed.dropna()
+    means = (shared if len(shared) else by_seed).mean()
+    return means.index[int(np.argmin(means.to_numpy()))]
+
+
+def points_at_best_rates(points: Sequence[RunConfig], runs: pd.DataFrame) -> list[RunConfig]:
+    """Of points that differ in lr and seed alone, those at the rate that is best by the table of runs.
+
+    ConfigError unless the table has a run that ended at each rate of each such group.
+    """
+    groups: dict[RunConfig, list[RunConfig]] = {}
+    for config in points:
+        groups.setdefault(replace(config, lr=points[0].lr, seed=0), []).append(config)
+    ended = runs[runs["state"].isin(ENDED)].set_index("hash") if len(runs) else pd.DataFrame()
+    chosen = []
+    for group in groups.values():
+        known = ended.loc[[config.hash for config in group if config.hash in ended.index]]
+        missing = {config.lr for config in group} - set(known["lr"] if len(known) else ())
+        require(
+            not missing,
+            f"best_lr needs a run of {group[0].task} with {group[0].attention_type} at lr={min(missing, default=0):g}, "
+            "which the log lacks; train the sweep for one seed first, with --seed=0",
+        )
+        best = best_rate(known)
+        chosen += [config for config in group if config.lr == best]
+    return chosen

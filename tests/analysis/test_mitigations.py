@@ -1,0 +1,110 @@
+"""The benchmark's analysis on tables made by hand: best rates, profiles, tables, verdicts, figures."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from of_trigger import trigger
+
+from src.analysis import figures, hypotheses, mitigations
+from src.config import RunConfig
+from src.errors import LogError
+
+
+@pytest.fixture
+def runs() -> pd.DataFrame:
+    """Softmax sinks; softmax1 does not, but at a rate at which its loss is higher; relu_mean fails."""
+    rows = [trigger("softmax", seed, 0.99 + 0.001 * seed) for seed in range(3)]
+    rows += [trigger("softmax1", seed, 0.05 + 0.01 * seed, lr=1e-3, loss=1e-5) for seed in range(3)]
+    rows += [trigger("softmax1", seed, 0.9, lr=3e-3, loss=1e-3) for seed in range(3)]
+    rows += [trigger("relu_mean", seed, 0.0, error=0.8) for seed in range(3)]
+    rows += [trigger("gated_head", seed, 0.999) for seed in range(3)]
+    return pd.DataFrame(rows)
+
+
+def test_a_profile_by_hand():
+    heads = np.array([[0.2, 0.95, np.nan], [0.5, 0.5, 0.5]])
+    found = mitigations.profile(heads, np.array([0.0, 0.3, 0.5, 0.9]))
+    np.testing.assert_allclose(found, [[1, 0.5, 0.5, 0.5], [1, 1, 0, 0]])
+    np.testing.assert_allclose(mitigations.area(heads), [0.575, 0.5])
+
+
+@given(st.lists(st.floats(-1, 3), min_size=1, max_size=8))
+def test_a_profile_falls_and_its_area_is_the_mean_clipped_score(scores):
+    heads, thresholds = np.array([scores]), np.linspace(0, 1, 2001)
+    found = mitigations.profile(heads, thresholds)[0]
+    assert (np.diff(found) <= 0).all()
+    assert found[:-1].mean() == pytest.approx(mitigations.area(heads)[0], abs=1e-3)
+
+
+def test_old_tables_have_the_defaults_of_fields_that_they_lack(runs):
+    old = runs.drop(columns=list(mitigations.NEW_FIELDS))
+    filled = mitigations.with_fields(old)
+    assert set(filled["optimizer"]) == {"adamw"}
+    assert filled["use_residual"].all()
+    mixed = mitigations.with_fields(pd.concat([old.iloc[:2], runs.iloc[3:5]], ignore_index=True))
+    assert mixed[list(mitigations.NEW_FIELDS)].notna().all(axis=None)
+
+
+def test_the_table_says_who_solves_with_which_sinks(runs):
+    text = hypotheses.table(runs, "trigger")
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in text.splitlines()[2:]}
+    assert rows["softmax1"][1:4] == ["3 of 3", "0.001", "0.06 [0.04, 0.08]"]
+    assert rows["relu_mean"][1] == "0 of 3"
+    with pytest.raises(LogError, match="no run of backcopy"):
+        hypotheses.table(runs, "backcopy")
+
+
+def test_verdicts_follow_the_numbers(runs):
+    assert hypotheses.theorem(runs).verdict == "holds"
+    assert hypotheses.outlets(runs).verdict == "holds"
+    assert hypotheses.gates(runs).verdict == "holds"
+    sinkless = runs.assign(
+        **{"0_0_abs_attn_bos": runs["0_0_abs_attn_bos"].where(runs["attention_type"] != "softmax", 0.5)}
+    )
+    assert hypotheses.theorem(sinkless).verdict == "does not hold"
+    spread = runs.copy()
+    spread.loc[spread["attention_type"] == "gated_head", "0_0_abs_attn_bos"] = [0.7, 0.95, 0.99]
+    assert hypotheses.gates(spread).verdict == "open"
+    with pytest.raises(LogError, match="without BOS"):
+        hypotheses.without_anchor(runs)
+
+
+def test_what_does_not_solve_the_task_says_nothing_of_sinks(runs):
+    with pytest.raises(LogError, match="no run of relu_mean solves trigger"):
+        hypotheses.sinks(runs, "trigger", ("relu_mean",))
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [((True, True), "holds"), ((True, None), "open"), ((None, False), "does not hold"), ((), "open")],
+)
+def test_a_verdict_of_parts(parts, expected):
+    assert hypotheses.verdict(*parts) == expected
+
+
+def test_every_hypothesis_is_told_whatever_the_table_has(runs):
+    text = hypotheses.hypotheses(runs)
+    assert len(text.splitlines()) == 2 + len(hypotheses.HYPOTHESES)
+    assert "not measured" in text
+
+
+def test_figures_show_every_function(runs):
+    overview = figures.overview(runs)
+    assert [label.get_text() for label in overview.axes[0].get_yticklabels()] == [
+        "softmax", "softmax1", "relu, mean", "head gate",
+    ]  # fmt: skip
+    texts = [text.get_text() for text in overview.axes[0].texts]
+    assert "0.00 ×" in texts
+    assert "0.99" in texts
+    profiles = figures.sink_profiles(runs)
+    assert [axes.get_title() for axes in profiles.axes] == ["the paper's", "with an outlet", "sparse", "with a gate"]
+
+
+def test_a_table_without_the_benchmarks_runs_is_a_sentence():
+    runs = pd.DataFrame([dataclasses.asdict(RunConfig(lr=0.5)) | {"state": "running"}])
+    for figure in (figures.overview(runs), figures.sink_profiles(runs)):
+        assert any("Nothing to show" in text.get_text() for text in figure.texts)
