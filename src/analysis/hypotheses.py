@@ -38,7 +38,7 @@ def table(runs: pd.DataFrame, name: str) -> str:
     chosen = of_scene(with_fields(runs), name)
     require_runs(chosen, f"of {SCENES[name].title}")
     rows = summary(chosen, SCENES[name])
-    labels = [label for label in ("area", *MEASURES, "seconds") if label in rows]
+    labels = [label for label in ("area", *MEASURES, "ms a step") if label in rows]
     lines = [
         [kind, f"{row['solved']} of {row['runs']}", f"{row['lr']:g}", *(in_cell(row[label]) for label in labels)]
         for kind, row in rows.iterrows()

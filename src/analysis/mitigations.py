@@ -134,7 +134,7 @@ MEASURES = {  # columns of heads or layers, and how the table calls their mean
 
 def summary(runs: pd.DataFrame, scene: Scene) -> pd.DataFrame:
     """A row for each attention type: runs, solved, lr, and (mean, low, high) over seeds of the sink profile's area, of
-    MEASURES and of the seconds a run took. Of the runs of `of_scene`; measures of finished runs."""
+    MEASURES and of the milliseconds that a training step took. Of the runs of `of_scene`; measures of finished runs."""
     rows = {}
     for name, group in runs.groupby("attention_type", sort=False):
         done = group[group["state"] == "finished"]
@@ -142,7 +142,8 @@ def summary(runs: pd.DataFrame, scene: Scene) -> pd.DataFrame:
         if len(done):
             measured = {"area": area(heads_of(done, scene.sink))}
             measured |= {label: over_heads(done, pattern) for label, pattern in MEASURES.items()}
-            measured |= {"seconds": done["seconds"].to_numpy(dtype=float)} if "seconds" in done else {}
+            if {"seconds", "step"} <= set(done.columns):
+                measured["ms a step"] = (1e3 * done["seconds"] / done["step"]).to_numpy(dtype=float)
             for label, values in measured.items():
                 if not np.isnan(values).any():
                     row[label] = mean_interval(values, done["seed"].to_numpy(), bounds=(-np.inf, np.inf))

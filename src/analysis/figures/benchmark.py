@@ -32,7 +32,7 @@ def overview(runs: pd.DataFrame) -> Figure:
     present = {kind for rows in found.values() for kind in rows.index}
     kinds = [kind for group in GROUPS for kind in _in_order(present) if describe(kind).group == group]
     areas = np.full((len(kinds), len(found)), np.nan)
-    figure, axes = plt.subplots(figsize=(PAGE, 0.6 + 0.24 * len(kinds) + 0.9))
+    figure, axes = plt.subplots(figsize=(min(PAGE, 3 + 0.5 * len(found)), 1.5 + 0.2 * len(kinds)))
     for column, rows in enumerate(found.values()):
         for kind, row in rows.iterrows():
             place = kinds.index(kind)
@@ -67,7 +67,7 @@ def sink_profiles(runs: pd.DataFrame, scene: str = "trigger") -> Figure:
     require_runs(chosen, f"of {SCENES[scene].title}")
     kinds = _in_order(set(chosen["attention_type"]))
     groups = [group for group in GROUPS if any(describe(kind).group == group for kind in kinds)]
-    figure, grid = plt.subplots(1, len(groups), figsize=(PAGE, 2.6), sharey=True, squeeze=False)
+    figure, grid = plt.subplots(1, len(groups), figsize=(PAGE, 3.2), sharey=True, squeeze=False)
     shown = looks(kinds)
     for axes, group in zip(grid[0], groups, strict=True):
         for kind in kinds:
@@ -79,7 +79,7 @@ def sink_profiles(runs: pd.DataFrame, scene: str = "trigger") -> Figure:
         for threshold in (GU, PAPERS):
             axes.axvline(threshold, color="lightgrey", linewidth=0.6, zorder=0)
         axes.set(title=GROUPS[group], xlabel="threshold τ", xlim=(0, 1), ylim=(-0.02, 1.02))
-        axes.legend(fontsize=5, loc="best")
+        axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(-0.1, -0.35), handlelength=1.2, borderaxespad=0)
     grid[0, 0].set_ylabel("share of heads with sink score > τ")
     figure.suptitle(f"Sink profiles: {SCENES[scene].title}", fontsize=8)
     note = "Mean, band: 95% t interval over seeds. Dotted: softmax. Grey: thresholds in use, 0.3 and 0.9"
@@ -92,7 +92,7 @@ def draw_profile(axes: Axes, runs: pd.DataFrame, scene: str, kind: str, **line) 
     group = runs[runs["attention_type"] == kind]
     shares = mitigations.profile(mitigations.heads_of(group, SCENES[scene].sink))
     mean, low, high = mitigations.band(shares, group["seed"].to_numpy())
-    axes.step(THRESHOLDS, mean, where="post", **line)
+    axes.step(THRESHOLDS, mean, where="post", alpha=0.8, **line)
     axes.fill_between(THRESHOLDS, low, high, step="post", color=line["color"], alpha=0.15, linewidth=0)
 
 
