@@ -18,9 +18,9 @@ from torch import nn
 
 from src.errors import ConfigError, require
 from src.pretrained.analysis import TORCH_TYPES
+from src.pretrained.hub import hub_answers
 from src.pretrained.texts import Prompts, is_delimiter, one_line, synthetic
 
-HUB_SECONDS = 10  # until the hub has answered, or counts as out of reach
 PLAIN = {"F64", "F32", "F16", "BF16", "BOOL"}  # what a weight file stores numbers as that are what they say
 TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "spiece*", "merges.txt", "*.tiktoken", "tekken.json")
 SCALE = re.compile(r"scale|zero_?point|qzeros|qweight|absmax|quant_state|g_idx|amax|_packed|SCB", re.I)
@@ -125,22 +125,6 @@ def model_class(transformers, config):
     causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     has_head = causal and re.search("ForCausalLM|LMHead|ForConditionalGeneration", named)
     return transformers.AutoModelForCausalLM if has_head else transformers.AutoModel
-
-
-def hub_answers(name: str) -> bool:
-    """Whether the hub can be asked for `name`; if not, what was fetched before may do."""
-    import huggingface_hub
-    from huggingface_hub import constants, errors
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        huggingface_hub.HfApi().model_info(name, timeout=HUB_SECONDS)
-    except errors.HfHubHTTPError:
-        return True  # it is there, and says what is wrong when asked for files
-    except Exception:  # whatever a network can do
-        return False
-    return True
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor
 from src.errors import ConfigError, require
 from src.pretrained.checkpoint import read_file
 from src.pretrained.gala import BUCKET
+from src.pretrained.hub import hub_answers
 
 SYNTHETIC = ("random", "repeated")  # tokens, in the place of texts
 PILE, PILE_SIZE, PILE_SAMPLES = "NeelNanda/pile-10k", 10_000, 1000
@@ -105,13 +106,17 @@ def load_pile():
     """The rows of pile-10k, from the cache of `datasets` or the network."""
     import datasets  # seconds to import, and of no use with --texts
 
+    before = datasets.config.HF_HUB_OFFLINE
     try:
+        datasets.config.HF_HUB_OFFLINE = not hub_answers(PILE, "dataset")
         return datasets.load_dataset(PILE, split="train")
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"can't fetch the texts {PILE} ({one_line(error)}); give texts of your own with --texts FILE, or the "
             "dataset's rows as .jsonl, fetched where there is network"
         ) from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
 
 
 def read_documents(path: Path) -> list[str]:

@@ -217,7 +217,7 @@ class TestAllowed:
         def unreachable(*arguments, **options):
             raise OSError("no route")
 
-        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+        monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", unreachable)
         with pytest.raises(ConfigError, match="--local-dir FOLDER, and give --model hf:FOLDER"):
             load("no/such-model")
 

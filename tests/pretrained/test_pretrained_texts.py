@@ -124,3 +124,23 @@ def test_tokenizer_out_of_reach(tmp_path, monkeypatch):
     monkeypatch.setattr(texts_module, "TOKENIZER_URL", "http://127.0.0.1:9")
     with pytest.raises(ConfigError, match="put that file at .*bpe_32k_c4.model"):
         fetch_tokenizer("unused", own=False, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_pile_without_network_is_not_tried_for_a_minute(monkeypatch, answers):
+    """`datasets` is told that the hub is out of reach, for this call alone."""
+    import datasets
+
+    seen = []
+
+    def load(name, split):
+        seen.append(datasets.config.HF_HUB_OFFLINE)
+        raise OSError("nothing cached")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(texts_module, "hub_answers", lambda name, kind: answers)
+    with pytest.raises(ConfigError, match="nothing cached.*--texts FILE"):
+        read_texts(None, 3, 42)
+    assert seen == [not answers]
+    assert not datasets.config.HF_HUB_OFFLINE
