@@ -167,9 +167,11 @@ class LogFile:
 
 
 def leave(db: sqlite3.Connection, file: Path, identity: tuple[int, int], process: int) -> None:
-    """Close the log; if nobody else has it open, as a file that is complete by itself."""
+    """If nobody else has the log open, make it a file that is complete by itself."""
     with contextlib.suppress(sqlite3.Error):
         if os.getpid() == process and places.identity(file) == identity:
             db.execute("PRAGMA busy_timeout = 0")
-            db.execute("PRAGMA journal_mode = DELETE")
-        db.close()
+            try:
+                db.execute("PRAGMA journal_mode = DELETE")
+            finally:  # whoever still holds the connection may use it
+                db.execute(f"PRAGMA busy_timeout = {1000 * PATIENCE}")
