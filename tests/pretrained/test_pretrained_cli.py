@@ -19,7 +19,7 @@ from numpy.testing import assert_allclose
 from test_pretrained_loading import save_tokenizer
 
 import pretrained
-from src.pretrained import analysis, results
+from src.pretrained import analysis, figures, results
 from src.pretrained.analysis import analyse_gala
 from src.pretrained.interventions import INTERVENTIONS
 from src.pretrained.locks import locked
@@ -196,8 +196,10 @@ def decoder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_interventions(decoder, tmp_path, here):
-    """Each has its effect and error; a restart after one that is done does the others alone."""
+def test_interventions(decoder, tmp_path, here, monkeypatch):
+    """Each that applies has its effect and error, in the table and in a figure."""
+    monkeypatch.setattr(figures, "TOGETHER", {"scores": figures.sink_scores})  # drawing all takes long
+    monkeypatch.setattr(figures, "EACH", {"sinks_and_massive": figures.sinks_and_massive})
     (tmp_path / "a.txt").write_text("\n\n".join("w1 w2 . " * n for n in (30, 31, 32)))
     arguments = [f"--model=hf:{decoder}", "--texts", tmp_path / "a.txt", "--output-dir", tmp_path / "out"]
     arguments += ["--interventions=true", "--max-seq-len=90", "--figures", tmp_path / "figures"]
@@ -211,7 +213,8 @@ def test_interventions(decoder, tmp_path, here):
         assert np.isfinite(found.arrays[f"{name}/loss_effect_se"])
         assert found.arrays[f"{name}/alpha_1"].shape == (3, 4)
     assert (found.arrays["mask_first/alpha_1"] < 0.05).all()  # the first query sees it
-    assert (tmp_path / "figures" / "pretrained_interventions.png").exists()
+    drawn = {path.name.split("_pytest")[0] for path in (tmp_path / "figures").glob("*.png")}
+    assert drawn == {"pretrained_scores.png", "pretrained_interventions", "pretrained_sinks_and_massive"}
 
 
 def test_synthetic_texts(decoder, tmp_path, here):
@@ -378,7 +381,7 @@ def test_damaged_cache_and_stream(arguments, tmp_path, here, monkeypatch):
         (["--model=softmax", "--max-seq-len=4097"], "max_seq_len=4097 is more than the 4096 tokens"),
         (["--model=softmax", "--n-samples=10001"], "n_samples=10001 is more than the 10000"),
         (["--model=softmax", "--prefix=bos"], "--prefix goes with Hugging Face models"),
-        (["--model=softmax", "--interventions=maybe"], "interventions='maybe' must be True or False"),
+        (["--model=softmax", "--interventions=maybe"], "interventions=maybe must be True or False"),
         (["--model=hf:no/such", f"--texts={ROOT / 'LICENSE'}"], "must end in"),
         (["--model=hf:no/such", f"--texts={DATA}/texts.txt"], "is not there"),
     ],

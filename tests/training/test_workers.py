@@ -256,8 +256,9 @@ def test_a_run_that_fails_says_why_and_is_tried_again_next_time(tmp_path):
 def test_a_log_that_workers_cannot_use_ends_the_job(tmp_path, capworkers):
     """Here: from a moment on no transaction is allowed to grow the file, as on a full disk."""
     job = Job([[tiny(seed=seed, num_epochs=3)] for seed in range(400)], tmp_path / "runs.db")
-    with RunLog(job.log).db as db:
-        db.execute("CREATE TRIGGER full BEFORE INSERT ON history BEGIN SELECT RAISE(FAIL, 'disk is full'); END")
+    log = RunLog(job.log)
+    with log.db:
+        log.db.execute("CREATE TRIGGER full BEFORE INSERT ON history BEGIN SELECT RAISE(FAIL, 'disk is full'); END")
     with pytest.raises(LogError, match="a worker could not use the run log .*; what it holds is kept"):
         drive(job)
     assert "error: cannot use the run log" in capworkers.readouterr().err
