@@ -255,7 +255,7 @@ def train_sweep(options: Options, given: dict[str, Any]) -> int:
     if options.dry_run:
         return dry_run(options, sweeps)
     points, folder = chosen_points(options, sweeps), make_folder("figures", options.figures)
-    title = "_".join(Path(file).stem for file in options.sweep)
+    title = Path(options.sweep[0]).stem
     job, workers, log = prepare(options, points, wandb=wandb_mode(options.wandb))
     watch(job, log, workers, title)
     return conclude(job, log, figures=(title, folder))
