@@ -149,7 +149,8 @@ def summary(runs: pd.DataFrame, scene: Scene) -> pd.DataFrame:
             for label, values in measured.items():
                 has = ~np.isnan(values)  # runs of older code lack some
                 if has.any():
-                    row[label] = mean_interval(values[has], done["seed"].to_numpy()[has], bounds=(-np.inf, np.inf))
+                    bounds = (0, 1) if label in ("area", "entropy") else (0, np.inf)
+                    row[label] = mean_interval(values[has], done["seed"].to_numpy()[has], bounds=bounds)
         rows[name] = row
     order = [name for name in ATTENTION if name in rows] + [name for name in rows if name not in ATTENTION]
     return pd.DataFrame.from_dict(rows, orient="index").reindex(order)
