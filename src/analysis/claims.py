@@ -36,6 +36,7 @@ from src.analysis.tables import (
     sink_table,
     sparsity_table,
 )
+from src.cli import prepare_streams
 from src.runs import COMMITTED, HISTORY, LogError, load_runs
 from src.tasks import TASKS, Classification, Induction
 
@@ -274,8 +275,7 @@ def main(arguments: list[str]) -> int:
     if any(argument.startswith("-") for argument in arguments):
         print("usage: python -m src.analysis.claims [SOURCE …]", file=sys.stderr)
         return 2
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # where − and → have no code
+    prepare_streams()  # that may lack − and →
     try:
         runs = settled(load_runs(arguments or COMMITTED, history=True))
         require_columns(runs, ["task"])

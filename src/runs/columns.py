@@ -29,9 +29,9 @@ KINDS |= dict.fromkeys(TEXTS, str) | dict.fromkeys(NUMBERS, float)
 
 
 def is_measured(name: str) -> bool:
-    """Whether a column is a result of training, by how results are called; others are of the config, or say how the
-    run went."""
-    return "/" in name or name in COUNTS or re.match(r"\d+_\d+_", name) is not None
+    """Whether a column is a result of training, by how results are called: a layer's begin with its number. Others are
+    of the config, or say how the run went."""
+    return "/" in name or name in COUNTS or re.match(r"\d+_", name) is not None
 
 
 def plain(runs: pd.DataFrame) -> pd.DataFrame:

@@ -38,6 +38,7 @@ def has_cache() -> bool:
 INLINED = {"error_model": "numpy", "forceinline": True, "_nrt": False}
 OPTIONS = INLINED | {"cache": has_cache()}
 compiled = njit(**OPTIONS)
+called = njit(**OPTIONS | {"forceinline": False})  # what is large, and compiled once for all its callers
 part = njit(**INLINED)  # made by another function, so that a cache on disk would not find it again
 
 
@@ -302,7 +303,7 @@ def entmax_threshold(r, x):
     return c
 
 
-@compiled
+@called
 def entmax_weights(alpha, z, s, slope):
     """[(α-1) z - τ]₊^{1/(α-1)} with sum 1; slope g = s^{2-α} on the support. Closed forms at α = 1, 1.5 and 2."""
     n, r = s.size, alpha - 1.0
@@ -532,13 +533,13 @@ _weights = either([row.weights for row in TABLE.values()])
 _pull_back = either([row.pull_back for row in TABLE.values()])
 
 
-@compiled
+@called
 def normalise(kind, option, z, s, slope):
     """`s` = α(z) (n) of z (n + p), and `slope` (n + 1), all that `pull_back` needs."""
     _weights(kind, option, z, s, slope)
 
 
-@compiled
+@called
 def pull_back(kind, option, z, s, slope, w, q):
     """`q` = Jᵀ w (n + p), J = ∂α/∂z, after `normalise`."""
     _pull_back(kind, option, z, s, slope, w, q)
@@ -682,7 +683,7 @@ def adam(x, g, first, second, rule, lr, k):
         x[i] -= size * first[i] / (scale if scale > 0.0 else 1.0)
 
 
-@compiled
+@called
 def update(rule, x, g, first, second, lr, k):
     """Step k = 1, 2, … of the optimiser on the vector x, decay first."""
     if rule.decay > 0.0:

@@ -8,8 +8,11 @@ import pytest
 from rows import A, B, finish
 from tiny import tiny
 
+from src.config import RunConfig
 from src.runs import LogError, RunLog, export, load_runs
-from src.runs.columns import plain
+from src.runs.columns import is_measured, plain
+from src.tasks import TASKS
+from src.training.loop import train
 
 
 @pytest.fixture
@@ -167,3 +170,11 @@ def test_histories_are_rounded_to_what_float32_holds(tmp_path):
         assert row["history/eval/loss"] == [float(np.float32(0.1))]
         assert row["history/epoch"] == [0]
         assert row["eval/loss"] == 0.1
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_whatever_a_task_measures_is_known_as_a_result(task):
+    """Else a table of its runs could not be imported: what is no result is of the config."""
+    small = {"num_train": 64, "num_eval": 16, "num_epochs": 1, "batch_size": 32, "embed_dim": 16, "num_heads": 2}
+    _, summary = train(RunConfig(task=task, **small))
+    assert [name for name in summary if not is_measured(name)] == []

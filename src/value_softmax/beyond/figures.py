@@ -144,7 +144,8 @@ def bridge(followed: dict[str, dict[str, np.ndarray]]) -> Figure:
     )
     for name in names:
         _entropies(axes[name], followed[name])
-        axes[name].set(title=name, ylim=(0, 1.03), xscale="log", xlabel="step")
+        axes[name].set_title(name.replace(", ", "\n"), fontsize=7)
+        axes[name].set(ylim=(0, 1.03), xscale="log", xlabel="step")
         if name != names[0]:
             axes[name].set(yticklabels=[])
     axes[names[0]].set(ylabel="entropy / log 11")
@@ -157,11 +158,10 @@ def bridge(followed: dict[str, dict[str, np.ndarray]]) -> Figure:
     _bars(axes["same"], same, names)
     axes["largest"].set(ylabel="share of rows", title="won by the largest $u(0)$ (dotted: chance)")
     axes["same"].set(title="with the transformer's winner")
-    largest, same = ({rung: f"{np.mean(x):.0%}" for rung, x in shares.items()} for shares in (largest, same))
+    won, met = ({rung: f"{np.mean(x):.0%}" for rung, x in shares.items()} for shares in (largest, same))
     figure.suptitle(
-        f"The largest $u(0)$ wins {largest['transformer']} of the transformer's rows, {largest['model']} of the model's.\n"
-        f"The model has the transformer's winner in {same['model']} of rows, the linearised transformer in "
-        f"{same['linearised']}.",
+        f"The largest $u(0)$ wins {won['transformer']} of the transformer's rows, {won['model']} of the model's.\n"
+        f"The model has the transformer's winner in {met['model']} of rows, the linearised one in {met['linearised']}.",
         fontsize=8,
     )
     figure.legend(*axes["largest"].get_legend_handles_labels(), loc="outside lower center", ncols=len(RUNGS))
