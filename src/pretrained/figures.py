@@ -77,7 +77,8 @@ def sinks_and_massive(found: Analysis) -> Figure:
     lower.plot(layers, mean, color=SINK)
     lower.fill_between(layers, mean - 2 * errors, mean + 2 * errors, color=SINK, alpha=0.25, lw=0)
     lower.axhline(SINK_THRESHOLD, color="black", linewidth=0.8, linestyle=":")
-    lower.set(ylim=(0, 1), xlabel="layer", ylabel=r"share of the first token, $\alpha_1$")
+    lower.set(ylim=(0, 1), xlabel="layer", ylabel=r"first token's share, $\alpha_1$")
+    lower.text(layers[0], SINK_THRESHOLD + 0.02, "sink above", fontsize=6)
     whole_numbers(lower)
     upper.set_title(found.title)
     legend(figure, *upper.get_legend_handles_labels(), COLUMN + 1)
@@ -136,7 +137,9 @@ def token_classes(analyses: Sequence[Analysis]) -> Figure:
         errors = [2 * np.nanmean(a[f"{name}_se"]) for name in names]
         axes.bar(x, means, 0.9 * width, yerr=errors, capsize=1.5, color=colour(found, i), label=found.title)
         if uniform := found.about.get("uniform_shares"):
-            axes.bar(x, list(uniform.values()), 0.9 * width, color="none", edgecolor="black", linewidth=0.8)
+            hollow = {"color": "none", "edgecolor": "black", "linewidth": 0.8}
+            first = "if uniform" not in axes.get_legend_handles_labels()[1]
+            axes.bar(x, list(uniform.values()), 0.9 * width, **hollow, label="if uniform" if first else None)
     axes.set_xticks(range(3), ["first token", "delimiters", "others"])
     axes.set(ylim=(0, 1), ylabel="share of attention")
     legend(figure, *axes.get_legend_handles_labels(), COLUMN)

@@ -86,7 +86,7 @@ def test_bars_of_interventions(longer):
     assert [text.get_text() for text in left.get_yticklabels()] == ["first key masked", "random key masked"]
 
 
-@pytest.mark.parametrize("model", ["softmax"])
+@pytest.mark.parametrize("model", ["softmax"], scope="session")
 def test_legends_of_three_models_stay_inside(longer):
     names = ["softmax", "SmolLM2-135M-Instruct after a token", "all-MiniLM-L6-v2 on random tokens"]
     three = [Analysis(longer.arrays, longer.about | {"title": name}) for name in names]
