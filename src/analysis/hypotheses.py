@@ -200,7 +200,7 @@ def thresholds(runs: pd.DataFrame) -> Finding:
         shares = profile(heads, np.array([GU, PAPERS]))
         values = pd.DataFrame({"0.3": shares[:, 0], "0.9": shares[:, 1], "area": area(heads)}, index=chosen.index)
         means = values.groupby(chosen["attention_type"]).mean()
-        ranks = means.rank().corr()
+        ranks = means.round(2).rank().corr()  # what differs by less is tied
         lowest = ranks.to_numpy()[np.triu_indices(3, 1)]
         if np.isfinite(lowest).all():
             parts.append(f"{SCENES[name].title} {lowest.min():.2f}")
