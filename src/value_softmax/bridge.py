@@ -30,11 +30,13 @@ from src.config import RunConfig
 from src.model.transformer import Transformer
 from src.optimizers import StackedOptimizer
 from src.runs import ROOT
-from src.training.loop import build_stack, prepare_process
+from src.training.inspection import held_out
+from src.training.loop import Observer, build_stack, prepare_process, train_stack
 from src.value_softmax.descent import log_spaced
 from src.value_softmax.trajectory import entropy
 
 RESULTS = ROOT / "results" / "bridge.npz"
+BOS_RESULTS = ROOT / "results" / "bridge_induction.npz"
 SETTING = {"task": "classification", "num_layers": 1, "num_heads": 1, "vocab_size": 41, "weight_decay": 0.0}
 SETTING |= {"use_mlp": False, "use_layernorm": False, "attention_type": "softmax"}
 SEEDS, TUNING_SEEDS, STEPS = range(12), range(100, 103), 400
@@ -254,6 +256,42 @@ def measure(path: Path = RESULTS) -> None:
     unfinished.replace(path)
 
 
+class BosRecorder(Observer):
+    """BOS in the second layer of an induction run, of fixed sequences (B, T), after each step: the mean weight `share`
+    (steps, H), and whether it is the key of the largest weight, `largest` (steps, H).
+
+    From the rows of the published sink score; a key's weight counts relative to the mean of the keys that a row sees.
+    """
+
+    def __init__(self, inputs: Tensor):
+        self.inputs, self.share, self.largest = inputs, [], []
+
+    @torch.no_grad()
+    def on_step(self, step: int, loss: Tensor, model: Transformer) -> None:
+        weights = model(self.inputs)[1][1][:, :, 1:-2]  # (B, H, rows, T)
+        seen = torch.arange(weights.shape[-1]) <= torch.arange(1, weights.shape[2] + 1)[:, None]
+        relative = (weights * seen.sum(1, keepdim=True)).sum((0, 2)) / seen.sum(0).clamp(min=1)
+        self.share.append(weights[..., 0].mean((0, 2)).numpy())
+        self.largest.append((relative.argmax(-1) == 0).numpy())
+
+
+def follow_bos(configs: Sequence[RunConfig], sequences: int = 64) -> dict[str, np.ndarray]:
+    """BOS's `share` and whether it is `largest`, (steps, S, H), of induction runs while they train."""
+    recorders = [BosRecorder(held_out(config)[0][:sequences]) for config in configs]
+    train_stack(configs, observers=[[recorder] for recorder in recorders])
+    return {name: np.stack([np.stack(getattr(r, name)) for r in recorders], 1) for name in ("share", "largest")}
+
+
+def measure_bos(path: Path = BOS_RESULTS) -> None:
+    """Follow five runs of induction's main setting through their first 200 steps, and write the arrays."""
+    prepare_process()
+    setting = {"task": "induction", "positional_type": "add", "num_train": 200 * 256, "num_epochs": 1}
+    arrays = follow_bos([RunConfig(**setting, seed=seed) for seed in range(5)])
+    unfinished = path.with_suffix(".part.npz")
+    np.savez_compressed(unfinished, **arrays)
+    unfinished.replace(path)
+
+
 def load(path: Path = RESULTS) -> dict[tuple[str, str], dict[str, np.ndarray]]:
     """What `measure` wrote, by optimiser and start."""
     followed = {}
@@ -271,3 +309,4 @@ def won_by(followed: dict[str, np.ndarray], rung: str, place: np.ndarray) -> np.
 
 if __name__ == "__main__":
     measure()
+    measure_bos()

@@ -88,6 +88,34 @@ def test_what_is_followed_is_written_and_read(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [tmp_path / "bridge.npz"]
 
 
+def test_bos_is_followed_in_induction():
+    small = {
+        "embed_dim": 16,
+        "num_train": 16,
+        "batch_size": 8,
+        "num_epochs": 1,
+        "num_eval": 4,
+        "positional_type": "add",
+    }
+    followed = bridge.follow_bos([RunConfig(task="induction", seed=seed, **small) for seed in range(2)], sequences=4)
+    assert followed["share"].shape == followed["largest"].shape == (2, 2, 4)  # steps, seeds, heads
+    assert (np.abs(followed["share"] - 0.2) < 0.1).all()  # nearly uniform: the mean of 1/2 … 1/10 is 0.21
+
+
+def test_the_largest_key_is_relative_to_what_rows_see():
+    """Uniform causal weights favour BOS in the mean, and yet it is not larger than what stands beside it."""
+
+    def uniform(bonus):
+        seen = torch.ones(12, 12).tril()
+        seen[:, 0] += bonus
+        return lambda _: (None, [None, (seen / seen.sum(1, keepdim=True)).expand(3, 2, -1, -1)])
+
+    for bonus, largest in ((-0.2, False), (0.2, True)):
+        recorder = bridge.BosRecorder(torch.zeros(3, 12))
+        recorder.on_step(1, torch.zeros(()), uniform(bonus))
+        assert recorder.largest[0].tolist() == [largest, largest]
+
+
 def test_the_committed_measurement_is_drawn(tmp_path):
     followed = {name: run for (name, start), run in bridge.load().items() if start == "as initialised"}
     assert set(followed) == set(bridge.OPTIMIZERS)
