@@ -230,7 +230,8 @@ def finish(
         about["uniform_shares"] = prompts.uniform_shares()
     for name, rate in {"sink_rate": sink_rate(arrays), "sink_rate_of_texts": sink_rate_of_texts(arrays)}.items():
         about |= {name: rate.value, f"{name}_se": rate.error}
-    about |= trust(float(arrays["seconds"].sum()), device)
+    seconds = sum(float(array.sum()) for name, array in arrays.items() if name.split("/")[-1] == "seconds")
+    about |= trust(seconds, device)
     report(place.save(arrays, finite(about)), place)
 
 

@@ -148,7 +148,16 @@ INTERVENTIONS = {
     "massive_mean": Intervention("massive activations to their mean", set_massive(means=True, control=False)),
     "random_mean": Intervention("random dimensions to their mean", set_massive(means=True, control=True)),
 }
-KEPT = ("alpha_1", "alpha_1_texts", "profile", "largest", "massive_per_prompt", "next_token_loss", "next_token_loss_se")
+KEPT = (
+    "alpha_1",
+    "alpha_1_texts",
+    "profile",
+    "largest",
+    "massive_per_prompt",
+    "next_token_loss",
+    "next_token_loss_se",
+    "seconds",
+)
 
 
 def intervene(
