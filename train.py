@@ -34,7 +34,7 @@ from src.training.loop import (
 )
 from src.training.progress import PACE, ProgressBar
 from src.training.stacks import check_memory, fastest_stacks, make_stacks, shape_of
-from src.training.sweep import MOST, Sweep, guess_task, part_of, read_sweep
+from src.training.sweep import MOST, Sweep, guess_task, part_of, points_of, read_sweep, size_of
 from src.training.wandb_logger import Connection, log_cell, wandb_mode, wandb_observers
 from src.training.workers import Job, WorkersError, execute, run_job
 from src.values import as_type, read_list, read_yaml
@@ -52,7 +52,7 @@ class Options:
     """What the command does, and what changes no result of a run.
 
     Args:
-        sweep: W&B sweep file whose runs to train.
+        sweep: W&B sweep file whose runs to train; given again, those of another one too.
         workers: Processes for a sweep or cell, by default one for each core that may be used, or one on a GPU.
         stack: auto, or how many runs of a sweep or cell train as one; auto is what fits a GPU, and on a CPU up to 8.
         shard: I/N, part I of N of a sweep's runs, for job arrays.
@@ -65,7 +65,7 @@ class Options:
         wandb: Log to W&B too, by default under its agent, or as WANDB_MODE says.
     """
 
-    sweep: str | None = None
+    sweep: tuple[str, ...] = field(default=(), metadata={"many": True})
     workers: int | None = None
     stack: str = "auto"
     shard: str = "1/1"
@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> int:
 
 def command(arguments: list[str]) -> int:
     options, given = parse(arguments)
-    if options.sweep is not None:
+    if options.sweep:
         return train_sweep(options, given)
     if any(isinstance(value, list) for value in given.values()):
         return train_cell(options, given)
@@ -102,7 +102,9 @@ def command(arguments: list[str]) -> int:
 def parse(arguments: list[str]) -> tuple[Options, dict[str, Any]]:
     """The options, and the parameters of RunConfig that were given; ConfigError for what is neither."""
     given = cli.read_options("train.py", SUMMARY, OPTIONS | PARAMETERS, arguments)
-    options = Options(**{name: as_type(name, given[name], KINDS[name]) for name in given.keys() & KINDS})
+    files = given.pop("sweep", [])
+    files = tuple(as_type("sweep", file, str) for file in (files if isinstance(files, list) else [files]))
+    options = Options(sweep=files, **{name: as_type(name, given[name], KINDS[name]) for name in given.keys() & KINDS})
     require(options.workers is None or options.workers > 0, f"workers={options.workers} must be at least 1")
     most = WORKERS_PER_CORE * usable_cores()
     require(
@@ -244,22 +246,24 @@ def train_cell(options: Options, given: dict[str, Any]) -> int:
 
 
 def train_sweep(options: Options, given: dict[str, Any]) -> int:
-    """Train the runs of the sweep that the log lacks; print a table and save pictures; the exit status."""
-    sweep = read_sweep(options.sweep, fixed=given)
-    if sweep.note:
-        print(sweep.note, file=sys.stderr)
+    """Train the runs of the sweeps that the log lacks; print a table and save pictures; the exit status."""
+    sweeps = [read_sweep(file, fixed=given) for file in options.sweep]
+    for sweep in sweeps:
+        if sweep.note:
+            print(sweep.note, file=sys.stderr)
     require(not (options.dry_run and options.best_lr), "dry_run is of a sweep as it stands; leave out best_lr")
     if options.dry_run:
-        return dry_run(options, sweep)
-    points, folder = chosen_points(options, sweep), make_folder("figures", options.figures)
+        return dry_run(options, sweeps)
+    points, folder = chosen_points(options, sweeps), make_folder("figures", options.figures)
+    title = Path(options.sweep[0]).stem
     job, workers, log = prepare(options, points, wandb=wandb_mode(options.wandb))
-    watch(job, log, workers, Path(options.sweep).stem)
-    return conclude(job, log, figures=(Path(options.sweep).stem, folder))
+    watch(job, log, workers, title)
+    return conclude(job, log, figures=(title, folder))
 
 
-def chosen_points(options: Options, sweep: Sweep) -> list[RunConfig]:
-    """The runs of the options' part of a sweep; where they ask for it, those at the best learning rates alone."""
-    points = sweep.points(options.shard)
+def chosen_points(options: Options, sweeps: list[Sweep]) -> list[RunConfig]:
+    """The runs of the options' part of the sweeps; where they ask for it, those at the best learning rates alone."""
+    points = points_of(sweeps, options.shard)
     if not options.best_lr:
         return points
     from src.analysis.rates import points_at_best_rates  # with pandas, slow to import
@@ -324,15 +328,16 @@ def watch(job: Job, log: RunLog, workers: int, title: str) -> None:
             bar.update(done + under_way - bar.n)
 
 
-def dry_run(options: Options, sweep: Sweep) -> int:
+def dry_run(options: Options, sweeps: list[Sweep]) -> int:
     """Say what would run, what is done, and how long the rest takes; of too many runs a part is looked at."""
     from src.analysis import report
     from src.training import estimate
 
-    i, n = part_of(options.shard, sweep.size)
-    size = sweep.size * i // n - sweep.size * (i - 1) // n
+    whole = size_of(sweeps)
+    i, n = part_of(options.shard, whole)
+    size = whole * i // n - whole * (i - 1) // n
     finer = 1 if size <= MOST else -(-size // A_FEW)
-    points = sweep.points(f"{(i - 1) * finer + 1}/{n * finer}")
+    points = points_of(sweeps, f"{(i - 1) * finer + 1}/{n * finer}")
     prepare_process()
     runs = estimate.logged(options.log)
     done = set(runs["hash"][runs["state"].isin(estimate.SETTLED)])

@@ -49,16 +49,17 @@ def prepare_streams() -> None:
 @dataclass(frozen=True)
 class Option:
     """What a command line says of an option: its type (see `as_type`), default, explanation, and the value that it
-    has where none is written; None where one must be."""
+    has where none is written; None where one must be. Of one that may be given `many` times all values count."""
 
     kind: Any
     default: Any
     about: str
     bare: str | None
+    many: bool
 
 
 def options_of(documented: type) -> dict[str, Option]:
-    """The fields of a dataclass as options, explained as in its docstring; a field may have metadata `bare`."""
+    """The fields of a dataclass as options, explained as in its docstring; its metadata may have `bare` and `many`."""
     kinds = get_type_hints(documented)
     about = dict(re.findall(r"^ {8}(\w+): (.*)$", documented.__doc__ or "", re.MULTILINE))  # none under python -OO
     return {
@@ -67,6 +68,7 @@ def options_of(documented: type) -> dict[str, Option]:
             None if field.default is MISSING else field.default,
             about.get(field.name, ""),
             "True" if is_switch(kinds[field.name]) else field.metadata.get("bare"),
+            field.metadata.get("many", False),
         )
         for field in fields(documented)
     }
@@ -87,14 +89,14 @@ def read_options(program: str, summary: str, options: Mapping[str, Option], argu
     given, unknown = make_parser(program, summary, options).parse_known_args(written)
     for argument in unknown:
         raise unknown_option(re.match(r"[-+]*([^=]*)", argument)[1] or argument, options)
-    for name in ("config", "sweep"):  # of any other the last one counts, as usual
-        files = getattr(given, name, [])
-        require(len(files) < 2, f"{name} is given twice, as {' and '.join(map(shown, files[:2]))}; leave one out")
-    texts = {name: values[-1] for name, values in vars(given).items()}
+    texts = vars(given)
     texts.pop("_wandb", None)  # W&B's own, which its server may send along: no parameter
-    file = texts.pop("config", None)
-    return (read_config(file, options) if file is not None else {}) | {
-        name: switched(options[name], value) for name, value in texts.items()
+    files = texts.pop("config", [])
+    require(len(files) < 2, f"config is given twice, as {' and '.join(map(shown, files[:2]))}; leave one out")
+    return (read_config(files[0], options) if files else {}) | {
+        # as usual the last one counts
+        name: values if options[name].many else switched(options[name], values[-1])
+        for name, values in texts.items()
     }
 
 
@@ -150,7 +152,7 @@ def make_parser(program: str, summary: str, options: Mapping[str, Option]) -> Pa
     add("config", "YAML file of options", "FILE")
     add("_wandb", argparse.SUPPRESS, "", bare="None")
     for name, option in options.items():
-        default = "" if option.default is None else f" (default: {option.default})"
+        default = "" if option.default in (None, ()) else f" (default: {option.default})"
         add(name, (option.about + default).replace("%", "%%"), metavar_of(name, option.kind), option.bare)
     return parser
 

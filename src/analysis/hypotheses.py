@@ -16,8 +16,8 @@ from src.analysis.mitigations import (
     GU,
     MEASURES,
     PAPERS,
-    RESULTS,
     SCENES,
+    SOURCES,
     area,
     heads_of,
     of_scene,
@@ -239,7 +239,7 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m src.analysis.hypotheses [SOURCE]", file=sys.stderr)
         return 2
     try:
-        runs = load_runs(*arguments or [RESULTS])
+        runs = load_runs(arguments[0] if arguments else SOURCES)
         texts = [hypotheses(runs), *(table(runs, name) for name in summaries(runs))]
     except LogError as error:
         print(f"error: {error}", file=sys.stderr)

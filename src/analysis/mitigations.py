@@ -21,6 +21,7 @@ from src.runs import COMMITTED
 from src.tasks import Task
 
 RESULTS = COMMITTED.with_name("mitigations.parquet")
+SOURCES = (RESULTS, COMMITTED)  # the paper's own runs of softmax and sigmoid count
 THRESHOLDS = np.linspace(0, 1, 101)
 GU, PAPERS = 0.3, 0.9  # thresholds in use: Gu et al.'s and the paper's
 NEW_FIELDS = ("optimizer", "weight_decay", "beta2", "use_residual")  # that older tables lack
@@ -78,13 +79,15 @@ def with_fields(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_scene(runs: pd.DataFrame, name: str, **fields: Any) -> pd.DataFrame:
-    """The runs of a scene that ended, each function at its best rate, under AdamW unless `fields` say otherwise."""
+    """The runs of a scene that ended, each function at its best rate, under AdamW unless `fields` say otherwise. Of the
+    paper's functions those of TYPES alone."""
     wanted = dict(SCENES[name].fields) | (fields or ADAMW)
     missing = [field for field in wanted if field not in runs]
     if missing:
         return runs[:0]
     free = [field for field, value in fields.items() if value is None]
-    chosen = alike(select(runs, **wanted), "lr", *free)
+    others = set(PAPER) - set(TYPES)
+    chosen = alike(select(runs[~runs["attention_type"].isin(others)], **wanted), "lr", *free)
     return at_best_rates(chosen, *free) if len(chosen) else chosen
 
 
@@ -97,11 +100,10 @@ def heads_of(runs: pd.DataFrame, pattern: str) -> np.ndarray:
 
 
 def over_heads(runs: pd.DataFrame, pattern: str) -> np.ndarray:
-    """Each run's mean over the columns that match: (runs,)."""
+    """Each run's mean over the columns that match, NaN where it has none: (runs,)."""
     if not has_columns(runs, pattern):
         return np.full(len(runs), np.nan)
-    values = heads_of(runs, pattern)
-    return np.nansum(values, axis=1) / np.maximum((~np.isnan(values)).sum(axis=1), 1e-300)
+    return runs[columns_like(runs, pattern)].astype(float).mean(axis=1).to_numpy()
 
 
 def profile(heads: np.ndarray, thresholds: np.ndarray = THRESHOLDS) -> np.ndarray:
@@ -145,8 +147,10 @@ def summary(runs: pd.DataFrame, scene: Scene) -> pd.DataFrame:
             if {"seconds", "step"} <= set(done.columns):
                 measured["ms a step"] = (1e3 * done["seconds"] / done["step"]).to_numpy(dtype=float)
             for label, values in measured.items():
-                if not np.isnan(values).any():
-                    row[label] = mean_interval(values, done["seed"].to_numpy(), bounds=(-np.inf, np.inf))
+                has = ~np.isnan(values)  # runs of older code lack some
+                if has.any():
+                    bounds = (0, 1) if label in ("area", "entropy") else (0, np.inf)
+                    row[label] = mean_interval(values[has], done["seed"].to_numpy()[has], bounds=bounds)
         rows[name] = row
     order = [name for name in ATTENTION if name in rows] + [name for name in rows if name not in ATTENTION]
     return pd.DataFrame.from_dict(rows, orient="index").reindex(order)

@@ -88,27 +88,17 @@ class Sweep:
         return len(self._listed) if self.is_listed else math.prod(map(len_of, self.axes.values()))
 
     def points(self, which: str = "1/1") -> list[RunConfig]:
-        """The distinct runs of part i of n of the sweep, for `which` = "i/n" with i from 1 to n, in the sweep's order:
-        parameters by name, the last one varies fastest.
+        """The runs of part i of n of this sweep alone; see `points_of`."""
+        return points_of([self], which)
 
-        The parts cover the sweep, do not overlap and are of one length, up to one run. They depend on nothing but the
-        sweep, so that the shards of a sweep may train on different machines. Runs that can be one stack stay together,
-        but where a part ends in their midst; shapes are mixed, so that parts take about as long as each other.
-
-        Raises ConfigError for a part that there is not, for one of too many runs, and for the first run that is none.
-        """
-        i, n = part_of(which, self.size)
-        places = range(self.size * (i - 1) // n, self.size * i // n)
-        require(
-            len_of(places) <= MOST,
-            f"{self.path} asks for {self.size:,} runs, of which at most {MOST:,} are trained at once; give "
-            f"--shard=1/{-(-self.size // MOST)} (then 2/..., and so on), or a run_cap in the file",
-        )
+    def at(self, places: range) -> list[RunConfig]:
+        """The distinct runs at places of the order that shards are cut from, in the sweep's order: parameters by name,
+        the last one varies fastest. ConfigError for the first that is none."""
         if self.is_listed:
             part = {self._mixed[place] for place in places}
             return [config for config in self._listed if config.hash in part]
         configs = map(self._run, sorted(map(self._index, places)))
-        return list({config.hash: config for config in configs if config is not None}.values())
+        return [config for config in configs if config is not None]
 
     def _index(self, place: int) -> int:
         """Which run of the grid stands at a place of the order that shards are cut from: shape after shape, far from
@@ -336,6 +326,34 @@ def flat(cells: Sequence[Any]) -> list[Any]:
 
 
 # Parts
+
+
+def points_of(sweeps: Sequence[Sweep], which: str = "1/1") -> list[RunConfig]:
+    """The distinct runs of part i of n of some sweeps, one after another, for `which` = "i/n" with i from 1 to n.
+
+    The parts cover the sweeps, do not overlap and are of one length, up to one run. They depend on nothing but the
+    sweeps, so that the shards of a sweep may train on different machines. Runs that can be one stack stay together,
+    but where a part ends in their midst; shapes are mixed, so that parts take about as long as each other.
+
+    Raises ConfigError for a part that there is not, for one of too many runs, and for the first run that is none.
+    """
+    size = size_of(sweeps)
+    i, n = part_of(which, size)
+    start, stop = size * (i - 1) // n, size * i // n
+    require(
+        stop - start <= MOST,
+        f"{', '.join(sweep.path for sweep in sweeps)} asks for {size:,} runs, of which at most {MOST:,} are trained at "
+        f"once; give --shard=1/{-(-size // MOST)} (then 2/..., and so on), or a run_cap in the file",
+    )
+    configs = []
+    for sweep in sweeps:
+        configs += sweep.at(range(min(max(start, 0), sweep.size), min(max(stop, 0), sweep.size)))
+        start, stop = start - sweep.size, stop - sweep.size
+    return list({config.hash: config for config in configs}.values())
+
+
+def size_of(sweeps: Sequence[Sweep]) -> int:
+    return sum(sweep.size for sweep in sweeps)
 
 
 def part_of(which: str, size: int) -> tuple[int, int]:

@@ -108,3 +108,25 @@ def test_a_table_without_the_benchmarks_runs_is_a_sentence():
     runs = pd.DataFrame([dataclasses.asdict(RunConfig(lr=0.5)) | {"state": "running"}])
     for figure in (figures.overview(runs), figures.sink_profiles(runs)):
         assert any("Nothing to show" in text.get_text() for text in figure.texts)
+
+
+def test_runs_of_older_code_count_where_they_have_the_numbers(runs):
+    runs.loc[runs["seed"] == 0, ["0_0_value_drain", "0_residual_peak"]] = np.nan
+    rows = mitigations.summaries(runs)["trigger"]
+    assert rows.loc["softmax", "value drain"] == pytest.approx((0.1, 0.1, 0.1))
+    assert rows.loc["softmax", "runs"] == 3
+
+
+def test_the_papers_other_functions_are_left_out(runs):
+    runs = pd.concat([runs, pd.DataFrame([trigger("mlp_norm", 0, 0.5)])], ignore_index=True)
+    assert "mlp_norm" not in mitigations.summaries(runs)["trigger"].index
+
+
+def test_the_command_prints_hypotheses_and_tables(runs, tmp_path, capsys):
+    runs.to_parquet(tmp_path / "runs.parquet")
+    assert hypotheses.main([str(tmp_path / "runs.parquet")]) == 0
+    printed = capsys.readouterr().out
+    assert "| hypothesis |" in printed
+    assert "| trigger | solved |" in printed
+    assert hypotheses.main([str(tmp_path / "none.parquet")]) == 2
+    assert "error: there is no table" in capsys.readouterr().err

@@ -12,13 +12,13 @@ import yaml
 from src.config import ConfigError
 from src.training import sweep as sweeps
 from src.training.stacks import make_stacks
-from src.training.sweep import DISTRIBUTIONS, QUANTISED, drawing, part_of, read_sweep
+from src.training.sweep import DISTRIBUTIONS, QUANTISED, drawing, part_of, points_of, read_sweep, size_of
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 
 
 @functools.cache
-def points_of(name):
+def points_in(name):
     return read_sweep(SWEEPS / f"{name}.yaml").points()
 
 
@@ -35,19 +35,20 @@ def write(path, parameters, **others):
         ("classification", 12960),
         ("induction_main", 720),
         ("classification_main", 2160),
-        ("quick", 18),
+        ("quick", 9),
+        ("quick_classification", 9),
         ("induction_cells", 8640),
         ("classification_cells", 12960),
     ],
 )
 def test_the_sweeps_have_the_papers_sizes(name, count):
-    points = points_of(name)
+    points = points_in(name)
     assert len(points) == len({point.hash for point in points}) == count
 
 
 @pytest.mark.parametrize("task", ["induction", "classification"])
 def test_the_main_sweep_is_part_of_the_whole(task):
-    whole, main = (points_of(f"{task}{suffix}") for suffix in ("", "_main"))
+    whole, main = (points_in(f"{task}{suffix}") for suffix in ("", "_main"))
     assert {point.hash for point in main} < {point.hash for point in whole}
 
 
@@ -73,7 +74,7 @@ def test_grid_order_is_wandbs(tmp_path):
 
 @pytest.mark.parametrize(("task", "cells"), [("induction", 288), ("classification", 864)])
 def test_cells_are_the_same_runs_as_the_plain_sweep(task, cells):
-    assert {point.hash for point in points_of(task)} == {point.hash for point in points_of(f"{task}_cells")}
+    assert {point.hash for point in points_of(task)} == {point.hash for point in points_in(f"{task}_cells")}
     by_cell = read_sweep(SWEEPS / f"{task}_cells.yaml")
     assert math.prod(map(len, by_cell.points_of_grid.values())) == cells
 
@@ -133,7 +134,7 @@ def test_distributions_are_those_that_wandb_documents(name):
     assert name not in QUANTISED or np.all(values % 0.25 == 0)
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 7, 18])
+@pytest.mark.parametrize("n", [1, 2, 5, 7, 9])
 @pytest.mark.parametrize("name", ["quick", "random"])
 def test_shards_are_disjoint_and_cover_the_sweep(n, name, tmp_path):
     parameters = {"lr": {"min": 0.1, "max": 1.0}, "seed": {"values": [0, 1]}}
@@ -148,7 +149,7 @@ def test_shards_are_disjoint_and_cover_the_sweep(n, name, tmp_path):
 
 def test_shards_keep_together_what_can_be_one_stack():
     sweep = read_sweep(SWEEPS / "classification_main.yaml")
-    stacks = make_stacks(points_of("classification_main"), None)
+    stacks = make_stacks(points_in("classification_main"), None)
     for i in (1, 2, 3):
         part = set(sweep.points(f"{i}/3"))
         cut = [stack for stack in stacks if 0 < len(part & set(stack)) < len(stack)]
@@ -159,8 +160,8 @@ def test_shards_keep_together_what_can_be_one_stack():
 
 def test_more_shards_than_runs_are_refused():
     sweep = read_sweep(SWEEPS / "quick.yaml")
-    assert len(sweep.points("18/18")) == 1
-    with pytest.raises(ConfigError, match="shard=20/20 asks for more parts than the sweep has runs; use at most 18"):
+    assert len(sweep.points("9/9")) == 1
+    with pytest.raises(ConfigError, match="shard=20/20 asks for more parts than the sweep has runs; use at most 9"):
         sweep.points("20/20")
 
 
@@ -191,6 +192,17 @@ def test_a_sweep_of_any_size_is_counted_and_cut_without_being_listed(tmp_path, m
     assert read_sweep(write(tmp_path, HUGE, run_cap=3)).size == 3
     assert read_sweep(write(tmp_path, HUGE | {"num_train": {"min": 1, "max": 2**62}})).size == 8 * 10**9 * 2**62
     assert time.perf_counter() - began < 10
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 20])
+def test_two_files_are_one_sweep(n, tmp_path):
+    first = read_sweep(write(tmp_path, {"seed": {"values": [0, 1, 2]}, "lr": {"values": [0.1, 0.2]}}))
+    second = read_sweep(write(tmp_path, {"lr": {"min": 0.1, "max": 1.0}}, method="random", run_cap=14))
+    assert size_of([first, second]) == 20
+    parts = [points_of([first, second], f"{i}/{n}") for i in range(1, n + 1)]
+    whole = first.points() + second.points()
+    assert sorted(p.hash for part in parts for p in part) == sorted(p.hash for p in whole)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_random_sweeps_of_too_many_runs_are_refused(tmp_path):
@@ -299,7 +311,7 @@ def test_a_file_whose_task_is_uncertain_is_refused(tmp_path, parameters, hint):
         ("method: grid\nparameters: {lr: {value: 1, values: [2]}}", "has no use for values"),
         ("method: grid\nparameters: {lr: {values: [2], vales: 3}}", "has no use for vales"),
         ("method: grid\nparameters: {lr: {parameters: {a: {value: 1}}}}", "parameter lr needs value, values"),
-        ("method: [grid]\nparameters: {lr: {value: 1}}", "method=.'grid'. of .* cannot be run locally"),
+        ("method: [grid]\nparameters: {lr: {value: 1}}", "method=.grid. of .* cannot be run locally"),
         ("method: grid\nparameters: {seed: {value: .inf}}", "seed=inf must be a whole number"),
         ("method: grid\nparameters: {seed: {values: [.nan]}}", "seed=nan must be a whole number"),
         ("method: grid\nparameters: {lr: {value: .nan}}", "lr=nan must be a positive number"),
@@ -311,7 +323,7 @@ def test_a_file_whose_task_is_uncertain_is_refused(tmp_path, parameters, hint):
         ("method: grid\nparameters: {lr: {values: !!set {1, 2}}}", "values of lr must be a list"),
         ("method: grid\nparameters: {lr: {value: !!set {1, 2}}}", "lr={1, 2} must be a number"),
         ("method: grid\nparameters: {lr: {value: 1, distribution: 3}}", "distribution=3, which is unknown"),
-        ("method: grid\nparameters: {lr: {value: 1, distribution: [a]}}", "distribution=.'a'., which is unknown"),
+        ("method: grid\nparameters: {lr: {value: 1, distribution: [a]}}", "distribution=.a., which is unknown"),
         ("method: grid\nparameters: {lr: &a {values: [*a]}}", "lr=.* must be a number"),
         ("method: grid\nparameters: {seed: {min: 5, max: 1}}", "min=5 of seed is more than max=1; exchange them"),
         ("method: grid\nparameters: {seed: {min: 5}}", "parameter seed with distribution=uniform lacks max"),

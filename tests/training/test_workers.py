@@ -44,7 +44,7 @@ def start(sweep, log):
 def wait_for(condition, process):
     while not condition():
         assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+        time.sleep(0.1)  # opening the log takes time from those who train
 
 
 def count(log, *states):

@@ -239,5 +239,7 @@ def test_wrong_input_is_refused():
         sign.turning_times([0.1, np.nan])
     with pytest.raises(ValueError, match="a has shape"):
         sign.turning_times([0.1, 0.2], [0.0])
+    with pytest.raises(ValueError, match="loss is 'square': choose one of linear, logistic"):
+        adam.slow_memory_flow([0.1, 0.2], [1.0], loss="square")
     with pytest.raises(ValueError, match="lr is -1"):
         adam.memory(-1)

@@ -44,14 +44,16 @@ def overview(runs: pd.DataFrame) -> Figure:
             axes.text(column, place, shown if solved else f"{shown} ×", ha="center", va="center", color=ink, fontsize=6)
     image = axes.imshow(areas, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")
     shown = looks(kinds)
-    axes.set_xticks(range(len(found)), [SCENES[name].title for name in found], rotation=20, ha="right")
+    axes.set_xticks(
+        range(len(found)), [SCENES[name].title for name in found], rotation=20, ha="right", rotation_mode="anchor"
+    )
     axes.set_yticks(range(len(kinds)), [shown[kind].title for kind in kinds])
     for border in np.flatnonzero(np.diff([list(GROUPS).index(describe(kind).group) for kind in kinds])):
         axes.axhline(border + 0.5, color="white", linewidth=2)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     figure.colorbar(image, label="area under the sink profile", pad=0.01)
-    figure.suptitle("Who sinks where: attention functions on tasks where rows have nothing to do", fontsize=8)
+    figure.suptitle("Who sinks where: functions made against sinks, by task", fontsize=8)
     of_scenes = [mitigations.of_scene(mitigations.with_fields(runs), name) for name in found]
     note = f"×: at most {HALF:.0%} of the runs solve the task. Each function at its best learning rate by loss"
     add_note(figure, note, pd.concat(of_scenes)[["attention_type", "seed"]])

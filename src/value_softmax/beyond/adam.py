@@ -103,7 +103,8 @@ def slow_memory_flow(u, x, *, speed: float = 1.0, loss: str = "linear") -> tuple
     """
     u = checks.array("u", u, ndim=1)
     x, n = checks.increasing("x", x, least=0), u.size
-    begin = 1e-6
+    checks.choice("loss", loss, ("linear", "logistic"))
+    begin = 1e-6  # where the mean square of the gradient since the start is the first gradient's
 
     def field(x, y):
         u, a, squares = y[:n], y[n : 2 * n], y[2 * n :]
