@@ -19,18 +19,16 @@ from src.errors import require
 from src.pretrained import analysis, huggingface, loading
 from src.pretrained.cache import open_cache
 from src.pretrained.checkpoint import TransferError, open_checkpoint
+from src.pretrained.encoder import Encoder
 from src.pretrained.gala import checkpoint_url, config_of
 from src.pretrained.interventions import INTERVENTIONS, intervene
-from src.pretrained.loading import Encoder, is_memory_error
+from src.pretrained.loading import is_memory_error
+from src.pretrained.rates import SINK_THRESHOLD, sink_rate, sink_rate_of_texts, summary
 from src.pretrained.results import Analysis, Place, check_folder, load, load_all, trust, versions
 from src.pretrained.statistics import (
     NORMS,
     QUANTITIES,
     SINK_LENGTH,
-    SINK_THRESHOLD,
-    sink_rate,
-    sink_rate_of_texts,
-    summary,
 )
 from src.pretrained.texts import PILE, SYNTHETIC, Prompts, fetch_tokenizer, is_delimiter, read_texts, synthetic
 from src.training.loop import choose_device
