@@ -19,18 +19,16 @@ from src.errors import require
 from src.pretrained import analysis, huggingface, loading
 from src.pretrained.cache import open_cache
 from src.pretrained.checkpoint import TransferError, open_checkpoint
+from src.pretrained.encoder import Encoder
 from src.pretrained.gala import checkpoint_url, config_of
 from src.pretrained.interventions import INTERVENTIONS, intervene
-from src.pretrained.loading import Encoder, is_memory_error
+from src.pretrained.loading import is_memory_error
+from src.pretrained.rates import SINK_THRESHOLD, sink_rate, sink_rate_of_texts, summary
 from src.pretrained.results import Analysis, Place, check_folder, load, load_all, trust, versions
 from src.pretrained.statistics import (
     NORMS,
     QUANTITIES,
     SINK_LENGTH,
-    SINK_THRESHOLD,
-    sink_rate,
-    sink_rate_of_texts,
-    summary,
 )
 from src.pretrained.texts import PILE, SYNTHETIC, Prompts, fetch_tokenizer, is_delimiter, read_texts, synthetic
 from src.training.loop import choose_device
@@ -230,7 +228,8 @@ def finish(
         about["uniform_shares"] = prompts.uniform_shares()
     for name, rate in {"sink_rate": sink_rate(arrays), "sink_rate_of_texts": sink_rate_of_texts(arrays)}.items():
         about |= {name: rate.value, f"{name}_se": rate.error}
-    about |= trust(float(arrays["seconds"].sum()), device)
+    seconds = sum(float(array.sum()) for name, array in arrays.items() if name.split("/")[-1] == "seconds")
+    about |= trust(seconds, device)
     report(place.save(arrays, finite(about)), place)
 
 

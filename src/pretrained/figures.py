@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from src.analysis.figures import COLUMN, KERNEL_COLOURS, PAGE, save
 from src.pretrained.interventions import INTERVENTIONS
+from src.pretrained.rates import SINK_THRESHOLD, sink_rates
 from src.pretrained.results import Analysis
-from src.pretrained.statistics import MASSIVE_MAGNITUDE, MASSIVE_RATIO, SINK_THRESHOLD, sink_rates
+from src.pretrained.statistics import MASSIVE_MAGNITUDE, MASSIVE_RATIO
 
 OTHERS = ["#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666"]
 BINS = np.linspace(0, 1, 21)

@@ -13,19 +13,17 @@ import torch
 from torch import Tensor
 
 from src.errors import require
+from src.pretrained.encoder import Encoder
 from src.pretrained.huggingface import Change, Measurement, examine, measure_all
-from src.pretrained.loading import Encoder
 from src.pretrained.observed import Observed
+from src.pretrained.rates import SINK_THRESHOLD, sink_rate, text_means
 from src.pretrained.results import load_arrays, save_arrays
 from src.pretrained.statistics import (
     MASSIVE_MAGNITUDE,
     PROFILE_LENGTH,
-    SINK_THRESHOLD,
     massive_entries,
     median_magnitudes,
     ratio_mean,
-    sink_rate,
-    text_means,
 )
 from src.pretrained.texts import Prompts
 
@@ -148,7 +146,16 @@ INTERVENTIONS = {
     "massive_mean": Intervention("massive activations to their mean", set_massive(means=True, control=False)),
     "random_mean": Intervention("random dimensions to their mean", set_massive(means=True, control=True)),
 }
-KEPT = ("alpha_1", "alpha_1_texts", "profile", "largest", "massive_per_prompt", "next_token_loss", "next_token_loss_se")
+KEPT = (
+    "alpha_1",
+    "alpha_1_texts",
+    "profile",
+    "largest",
+    "massive_per_prompt",
+    "next_token_loss",
+    "next_token_loss_se",
+    "seconds",
+)
 
 
 def intervene(

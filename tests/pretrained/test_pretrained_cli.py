@@ -202,7 +202,7 @@ def test_interventions(decoder, tmp_path, here, monkeypatch):
     monkeypatch.setattr(figures, "EACH", {"sinks_and_massive": figures.sinks_and_massive})
     (tmp_path / "a.txt").write_text("\n\n".join("w1 w2 . " * n for n in (30, 31, 32)))
     arguments = [f"--model=hf:{decoder}", "--texts", tmp_path / "a.txt", "--output-dir", tmp_path / "out"]
-    arguments += ["--interventions=true", "--max-seq-len=90", "--figures", tmp_path / "figures"]
+    arguments += ["--title=tiny", "--interventions=true", "--max-seq-len=90", "--figures", tmp_path / "figures"]
     out = here(*arguments).stdout
     (found,) = results.load_all(tmp_path / "out")
     for name, intervention in INTERVENTIONS.items():
@@ -213,8 +213,8 @@ def test_interventions(decoder, tmp_path, here, monkeypatch):
         assert np.isfinite(found.arrays[f"{name}/loss_effect_se"])
         assert found.arrays[f"{name}/alpha_1"].shape == (3, 4)
     assert (found.arrays["mask_first/alpha_1"] < 0.05).all()  # the first query sees it
-    drawn = {path.name.split("_pytest")[0] for path in (tmp_path / "figures").glob("*.png")}
-    assert drawn == {"pretrained_scores.png", "pretrained_interventions", "pretrained_sinks_and_massive"}
+    drawn = {path.stem.removeprefix("pretrained_") for path in (tmp_path / "figures").glob("*.png")}
+    assert drawn == {"scores", "interventions_tiny", "sinks_and_massive_tiny"}
 
 
 def test_synthetic_texts(decoder, tmp_path, here):

@@ -9,9 +9,9 @@ from test_pretrained_loading import save_tokenizer
 
 from src.errors import ConfigError
 from src.pretrained import interventions
+from src.pretrained.encoder import Encoder
 from src.pretrained.huggingface import Change, Measurement, analyse_model, examine, measure, measure_all
 from src.pretrained.interventions import INTERVENTIONS, Setting, as_many_others, intervene, prefixed
-from src.pretrained.loading import Encoder
 from src.pretrained.observed import Observed
 from src.pretrained.texts import Prompts
 

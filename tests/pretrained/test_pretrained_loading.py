@@ -13,8 +13,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from src.errors import ConfigError
 from src.pretrained import loading
+from src.pretrained.encoder import Encoder
 from src.pretrained.huggingface import analyse_model
-from src.pretrained.loading import Encoder, find_source, load_model
+from src.pretrained.loading import find_source, load_model
 from src.pretrained.texts import Prompts
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", ".", ",", *(f"w{i}" for i in range(44))]

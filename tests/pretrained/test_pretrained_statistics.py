@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
+from src.pretrained.rates import sink_rate, sink_rate_of_texts
 from src.pretrained.statistics import (
     PROFILE_LENGTH,
     QUANTITIES,
@@ -21,8 +22,6 @@ from src.pretrained.statistics import (
     median_magnitudes,
     query_quantities,
     ratio_mean,
-    sink_rate,
-    sink_rate_of_texts,
 )
 
 
