@@ -74,7 +74,7 @@ def test_grid_order_is_wandbs(tmp_path):
 
 @pytest.mark.parametrize(("task", "cells"), [("induction", 288), ("classification", 864)])
 def test_cells_are_the_same_runs_as_the_plain_sweep(task, cells):
-    assert {point.hash for point in points_of(task)} == {point.hash for point in points_in(f"{task}_cells")}
+    assert {point.hash for point in points_in(task)} == {point.hash for point in points_in(f"{task}_cells")}
     by_cell = read_sweep(SWEEPS / f"{task}_cells.yaml")
     assert math.prod(map(len, by_cell.points_of_grid.values())) == cells
 
