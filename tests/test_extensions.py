@@ -10,7 +10,7 @@ from tiny import tiny
 from src.config import RunConfig
 from src.errors import ConfigError
 from src.model.attention import PAPER
-from src.model.registry import describe, find_attention
+from src.model.registry import ATTENTION, describe, find_attention
 from src.runs import RunLog, load_runs
 from src.tasks import find_task
 from src.training.loop import build_model, check_own_task, train
@@ -184,8 +184,8 @@ def test_a_task_that_lacks_something_is_refused_before_training(own):
     own.write_text(OWN.replace('"num_train": 256, ', ""))
     with pytest.raises(ConfigError, match="lacks num_train"):
         RunConfig(task=f"{own}:Parity")
-    own.write_text(OWN.replace('"num_train": 256, ', '"num_train": 256, "lr": 1.0, '))
-    with pytest.raises(ConfigError, match="default of lr"):
+    own.write_text(OWN.replace('"num_train": 256, ', '"num_train": 256, "seed": 1, '))
+    with pytest.raises(ConfigError, match="default of seed"):
         RunConfig(task=f"{own}:Parity")
     own.write_text(OWN.replace("(Task)", ""))
     with pytest.raises(ConfigError, match="inherit from"):
@@ -206,7 +206,7 @@ def test_a_function_of_a_package_that_is_installed(own, monkeypatch):
 def test_what_an_entry_may_have_beside_queries_and_keys(more, monkeypatch):
     """Rows and places give the same output, and a stack's members are the single models."""
     kind = dataclasses.replace(PAPER["softmax"], **more)
-    monkeypatch.setitem(PAPER, "more", kind)
+    monkeypatch.setitem(ATTENTION, "more", kind)
     config = tiny(attention_type="more")
     model = build_model(config).double()
     inputs = torch.randint(12, (3, 5))

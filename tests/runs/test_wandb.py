@@ -14,6 +14,7 @@ import pytest
 from tiny import options, tiny
 
 from src.runs import LogError, RunLog, export, load_runs
+from src.runs.columns import plain
 from src.runs.wandb_reader import as_record, as_records
 from src.training import wandb_logger
 from src.training.wandb_logger import Connection, wandb_mode, wandb_observers
@@ -241,7 +242,7 @@ def test_a_cell_with_the_real_client_and_back(tmp_path):
     done = subprocess.run(
         [*command, "--log=runs.db", "--wandb=offline"], cwd=tmp_path, env=os.environ, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr  # two of the runs diverge
     assert "W&B could not" not in done.stderr
     (folder,) = (tmp_path / "wandb").glob("offline-run-*/files")  # one run for the cell
     (path,) = folder.rglob("*.table.json")
@@ -256,9 +257,9 @@ def test_a_cell_with_the_real_client_and_back(tmp_path):
 
     cell = types.SimpleNamespace(summary={"members": {"path": str(path.relative_to(folder))}}, file=File)
     for history in (False, True):
-        back = pd.DataFrame.from_records(as_records(cell, history)).set_index("hash").sort_index()
+        back = plain(pd.DataFrame.from_records(as_records(cell, history))).set_index("hash").sort_index()
         local = load_runs(tmp_path / "runs.db", history).set_index("hash").sort_index()
         assert local["state"].tolist().count("diverged") == 2
         local = local.drop(columns="process").dropna(axis=1, how="all")
         pd.testing.assert_frame_equal(back[local.columns], local, check_dtype=False, check_index_type=False)
-        assert set(back.columns) == set(local.columns)
+        assert set(back.dropna(axis=1, how="all").columns) == set(local.columns)
