@@ -46,6 +46,11 @@ def prepare_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
+def end_quietly_with_a_pipe() -> None:
+    """For commands that only print: `… | head` is no error. (Training goes on when nobody reads any more.)"""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
 @dataclass(frozen=True)
 class Option:
     """What a command line says of an option: its type (see `as_type`), default, explanation, and the value that it

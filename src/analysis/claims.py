@@ -36,7 +36,7 @@ from src.analysis.tables import (
     sink_table,
     sparsity_table,
 )
-from src.cli import prepare_streams
+from src.cli import end_quietly_with_a_pipe, prepare_streams
 from src.runs import COMMITTED, HISTORY, LogError, load_runs
 from src.tasks import TASKS, Classification, Induction
 
@@ -291,4 +291,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    end_quietly_with_a_pipe()
     sys.exit(main(sys.argv[1:]))

@@ -30,6 +30,7 @@ from src.analysis.mitigations import (
 from src.analysis.scores import mean_interval, solving
 from src.analysis.selection import require_runs
 from src.analysis.tables import interval, markdown
+from src.cli import end_quietly_with_a_pipe, prepare_streams
 from src.runs import LogError, load_runs
 
 
@@ -238,6 +239,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) > 1 or "--help" in arguments:
         print("usage: python -m src.analysis.hypotheses [SOURCE]", file=sys.stderr)
         return 2
+    prepare_streams()
     try:
         runs = load_runs(arguments[0] if arguments else SOURCES)
         texts = [hypotheses(runs), *(table(runs, name) for name in summaries(runs))]
@@ -249,4 +251,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    end_quietly_with_a_pipe()
     sys.exit(main(sys.argv[1:]))
