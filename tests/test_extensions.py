@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from tiny import tiny
+from tiny import PARITY, tiny
 
 from src.config import RunConfig
 from src.errors import ConfigError
@@ -16,7 +16,8 @@ from src.tasks import find_task
 from src.training.loop import build_model, check_own_task, train
 from src.training.workers import Job, run_job
 
-OWN = '''
+OWN = (
+    '''
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -51,29 +52,9 @@ class Parity(Task):
     defaults = {"seq_length": 4, "num_train": 256, "positional_type": "no"}
     accuracy = "eval/right"
     solved = Solved("eval/error", below=0.1, words="squared error")
-    num_features, num_classes = 2, 1
-    read = evaluated = slice(-1, None)
-
-    def __init__(self, *members):
-        self.num_positions = members[0].seq_length
-
-    def sequences(self, num, generator):
-        bits = torch.randint(2, (num, self.num_positions), generator=generator).float()
-        return torch.stack([bits, 1 - bits], -1), bits.sum(1) % 2
-
-    def loss(self, logits, targets):
-        return (logits[:, :, -1, 0] - targets).square().mean(1)
-
-    def accuracies(self, logits, targets):
-        right = (logits[:, :, -1, 0] > 0.5) == targets.bool()
-        return {"right": right.float().mean(1), "error": self.loss(logits, targets)}
-
-    def attention_entropies(self, weights):
-        return metrics.collect(lambda w: {"attn_entropy": metrics.row_entropy(w[..., -1, :])}, weights)
-
-    def final_metrics(self, model, weights, inputs, targets, generators):
-        return metrics.collect(metrics.cls_attention, [w[..., -1, :] for w in weights])
 '''
+    + PARITY
+)
 
 
 @pytest.fixture
@@ -179,6 +160,9 @@ def test_a_task_that_lacks_something_is_refused_before_training(own):
     with pytest.raises(ConfigError, match="names eval/left as its accuracy"):
         check_own_task(RunConfig(task=f"{own}:Parity"))
     own.write_text(OWN.replace("def loss", "def lost"))
+    with pytest.raises(ConfigError, match="does not define loss"):
+        RunConfig(task=f"{own}:Parity")
+    own.write_text(OWN.replace("bits.sum(1) % 2", "bits.sum(1) % nothing"))
     with pytest.raises(ConfigError, match="fails on a few sequences"):
         check_own_task(RunConfig(task=f"{own}:Parity"))
     own.write_text(OWN.replace('"num_train": 256, ', ""))

@@ -37,6 +37,8 @@ def find_task(name: str) -> type[Task]:
         isinstance(task, type) and issubclass(task, Task),
         f"task={name} is no class of a task; let {short_name(name)} inherit from src.tasks.Task",
     )
+    undefined = ", ".join(sorted(task.__abstractmethods__))
+    require(not undefined, f"task={name} does not define {undefined}; write what src/tasks/base.py says of each")
     missing = [field for field in NEEDED if field not in task.defaults]
     require(not missing, f"task={name} lacks {', '.join(missing)} in its `defaults`; give each a value")
     return task

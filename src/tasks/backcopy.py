@@ -118,9 +118,6 @@ class Backcopy(Task):
         """The query rows that have to attend to nothing: of no trigger, and not BOS's, (S, B, T)."""
         return inputs > NUM_TRIGGERS
 
-    def attention_entropies(self, weights: list[Tensor]) -> list[dict[str, float]]:
-        return metrics.collect(lambda w: {"attn_entropy": metrics.causal_entropy(w)}, weights)
-
     def final_metrics(
         self,
         model: Transformer,

@@ -1,5 +1,6 @@
 """What a task declares: everything that is particular to it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from src import metrics
 from src.model.transformer import EVERYWHERE, Transformer
 
 
@@ -79,11 +81,11 @@ USUAL = {
 }
 
 
-class Task:
+class Task(ABC):
     """A task of a stack of S runs, equal in everything but seed, lr and aux_loss_weight.
 
     What it measures of their model comes as one dict for each member. A subclass declares what its runs are (the
-    class attributes), and implements `sequences`, `loss`, `accuracies`, `attention_entropies` and `final_metrics`.
+    class attributes), and implements `sequences`, `loss`, `accuracies` and `final_metrics`.
     It is made of the configs of the stack's members: `Task(*configs)`.
 
     Class attributes:
@@ -122,21 +124,21 @@ class Task:
     num_classes: int
     num_positions: int
 
-    @classmethod
+    @classmethod  # noqa: B027 (a task may have nothing to check)
     def check(cls, config) -> None:
         """Raises ConfigError (`src.errors.require`) for a config whose fields do not fit the task."""
 
+    @abstractmethod
     def sequences(self, num: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """Inputs (num, T), or (num, T, num_features), and targets (num, ...)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss of each member, (S,): logits (S, B, R, num_classes) at the positions read, targets (S, B, ...)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def accuracies(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """What is logged as eval/NAME after each epoch, (S,) each; logits at the positions evaluated."""
-        raise NotImplementedError
 
     def counted(self, inputs: Tensor) -> Tensor:
         """The query rows of which sinks are measured, true in (S, B, T); inputs (S, B, T, ...). By default all but the
@@ -146,9 +148,12 @@ class Task:
         return counted
 
     def attention_entropies(self, weights: list[Tensor]) -> list[dict[str, float]]:
-        """Of each layer's weights (S, B, H, R, T), for each member: {layer}_{head}_attn_entropy."""
-        raise NotImplementedError
+        """Of each layer's weights (S, B, H, R, T), for each member: {layer}_{head}_attn_entropy, of all rows where
+        positions see earlier ones alone, else of the last."""
+        rows = metrics.causal_entropy if self.causal else lambda w: metrics.row_entropy(w[..., -1, :])
+        return metrics.collect(lambda w: {"attn_entropy": rows(w)}, weights)
 
+    @abstractmethod
     def final_metrics(
         self,
         model: Transformer,
@@ -158,4 +163,3 @@ class Task:
         generators: Sequence[Generator],
     ) -> list[dict[str, float]]:
         """What is measured once, at the end, of the model and its weights on evaluation sequences, for each member."""
-        raise NotImplementedError

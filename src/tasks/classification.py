@@ -80,9 +80,6 @@ class Classification(Task):
         """CLS's row, (S, B, T)."""
         return torch.arange(inputs.shape[-1], device=inputs.device).eq(inputs.shape[-1] - 1).expand(inputs.shape)
 
-    def attention_entropies(self, weights: list[Tensor]) -> list[dict[str, float]]:
-        return metrics.collect(lambda w: {"attn_entropy": metrics.row_entropy(w[..., -1, :])}, weights)
-
     def final_metrics(
         self,
         model: Transformer,

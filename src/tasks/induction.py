@@ -102,9 +102,6 @@ class Induction(Task):
         rows = torch.arange(inputs.shape[-1], device=inputs.device)
         return ((rows > 0) & (rows < inputs.shape[-1] - 2)).expand(inputs.shape)
 
-    def attention_entropies(self, weights: list[Tensor]) -> list[dict[str, float]]:
-        return metrics.collect(lambda w: {"attn_entropy": metrics.causal_entropy(w)}, weights)
-
     def final_metrics(
         self,
         model: Transformer,

@@ -87,9 +87,6 @@ class Trigger(Task):
         counted[..., 0] = False
         return counted
 
-    def attention_entropies(self, weights: list[Tensor]) -> list[dict[str, float]]:
-        return metrics.collect(lambda w: {"attn_entropy": metrics.causal_entropy(w)}, weights)
-
     def final_metrics(
         self,
         model: Transformer,

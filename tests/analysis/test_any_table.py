@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 import pytest
-from tiny import tiny
+from tiny import PARITY, tiny
 
 from src.analysis import claims, figures, report, scores
 from src.analysis.figures import style
@@ -18,7 +18,8 @@ from src.runs import ROOT, RunLog, load_runs
 from src.tasks import Classification
 from src.training.workers import execute
 
-OWN = """
+OWN = (
+    """
 import torch
 
 from src import metrics
@@ -38,29 +39,9 @@ class Parity(Task):
     solved = Solved("eval/error", below=0.3, words="error")
     scores = {"first": HeadScore(r"\\d+_\\d+_rel_attn_max", "weight of the first", mean_clipped, solved_only=True)}
     words = {"lr": "rate"}
-    num_features, num_classes = 2, 1
-    read = evaluated = slice(-1, None)
-
-    def __init__(self, *members):
-        self.num_positions = members[0].seq_length
-
-    def sequences(self, num, generator):
-        bits = torch.randint(2, (num, self.num_positions), generator=generator).float()
-        return torch.stack([bits, 1 - bits], -1), bits.sum(1) % 2
-
-    def loss(self, logits, targets):
-        return (logits[:, :, -1, 0] - targets).square().mean(1)
-
-    def accuracies(self, logits, targets):
-        right = (logits[:, :, -1, 0] > 0.5) == targets.bool()
-        return {"right": right.float().mean(1), "error": self.loss(logits, targets)}
-
-    def attention_entropies(self, weights):
-        return metrics.collect(lambda w: {"attn_entropy": metrics.row_entropy(w[..., -1, :])}, weights)
-
-    def final_metrics(self, model, weights, inputs, targets, generators):
-        return metrics.collect(metrics.cls_attention, [w[..., -1, :] for w in weights])
 """
+    + PARITY
+)
 
 
 @pytest.fixture(scope="module")
