@@ -10,9 +10,11 @@ Nothing is computed twice, and nothing that no output needs:
   an `index` says which row stands where.
 - A block has queries, and everything after them, only at the positions that somebody reads: the last block
   only at those that reach the loss.
+- Where tokens are neither hidden nor numbered, sequences of the same tokens have the same outputs in any order: one
+  of them is run for all.
 
-Both are exact: the same sums, over fewer rows. On a GPU the first is left out where the number of rows depends on
-what the tokens are: the host would wait for it in every step.
+All are exact: the same sums, over fewer rows. On a GPU the first and the last are left out where the number of rows
+depends on what the tokens are: the host would wait for it in every step.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +26,7 @@ from torch.nn import functional as F
 
 from src.model.attention import AttentionType
 from src.model.layers import Embedding, LayerNorm, Linear, PerHead, ValueGate, of_members
-from src.model.registry import find_attention
+from src.model.registry import ATTENTION, find_attention
 
 MAX_POSITIONS = 512
 EVERYWHERE = slice(None)
@@ -35,13 +37,13 @@ def static_sizes(tokens: Tensor) -> bool:
     return tokens.is_cuda
 
 
-def distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
+def distinct(ids: Tensor, multiple: int = 16) -> tuple[Tensor, Tensor]:
     """Where each distinct id of a member's `ids` (S, B, T) stands first, (S, N) in its flattened ids, and the
     index (S · B, T), into the S · N of them, of the one that stands at each place.
 
-    N is the largest number of any member, rounded up to a multiple of 16, by rows that stand nowhere: oneDNN
-    prepares its products anew for each size that it meets, which costs more than those rows. They are rows of
-    the member itself, which no other member's infinities reach.
+    N is the largest number of any member, rounded up to a `multiple`, by rows that stand nowhere: oneDNN prepares
+    its products anew for each size that it meets, which costs more than those rows. They are rows of the member
+    itself, which no other member's infinities reach.
     """
     S, B, T = ids.shape
     own = of_members(ids, int(ids.max()) + 1) if S > 1 else ids
@@ -50,11 +52,11 @@ def distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
     first = places.new_full((len(values),), B * T)
     first.scatter_reduce_(0, index.flatten(), places, "amin")
     if S == 1:
-        return F.pad(first, (0, -len(first) % 16))[None], index[0]
+        return F.pad(first, (0, -len(first) % multiple))[None], index[0]
     start = index.amin((1, 2))  # (S,), the first of a member's values
     counts = index.amax((1, 2)) + 1 - start
     N = int(counts.max())
-    N += -N % 16
+    N += -N % multiple
     shift = N * torch.arange(S, device=ids.device) - start  # from a place among values to one among rows
     padded = first.new_zeros(S * N)
     padded[torch.arange(len(values), device=ids.device) + shift.repeat_interleave(counts)] = first
@@ -317,6 +319,8 @@ class Transformer(nn.Module):
         super().__init__()
         S = len(generators)
         self.causal, self.positional_type = causal, positional_type
+        # A function of the user's own may tell first from last.
+        self.any_order = not causal and positional_type == "no" and attention_type in ATTENTION
         width = embed_dim // 2 if positional_type == "concat" else embed_dim
         self.token_embedding = Linear(S, num_features, width) if num_tokens is None else Embedding(S, num_tokens, width)
         self.position_embedding = None if positional_type == "no" else Embedding(S, MAX_POSITIONS, width)
@@ -369,10 +373,46 @@ class Transformer(nn.Module):
         returns everything without the dimension S. What each block shows is appended to `shown`, where that is given,
         with `read` everywhere.
         """
-        vectors = tokens.is_floating_point()
-        if tokens.dim() == 2 + vectors:
+        if tokens.dim() == 2 + tokens.is_floating_point():
             (logits,), weights = self(tokens[None], read, shown)
             return logits, [w[0] for w in weights]
+        if self.any_order and shown is None and not tokens.is_floating_point() and not static_sizes(tokens):
+            return self.each_set_once(tokens, read)
+        return self.each_sequence(tokens, read, shown)
+
+    def each_set_once(self, tokens: Tensor, read: slice) -> tuple[Tensor, list[Tensor]]:
+        """As `forward`, by running one of a member's sequences for all that have the same tokens: those at `read` in
+        their order, the others in any."""
+        S, B, T = tokens.shape
+        places = torch.arange(T)
+        last = places[read]
+        others = places[torch.isin(places, last, invert=True)]
+        others = others[tokens[:, :, others].argsort(-1)]
+        order = torch.cat([others, last.expand(S, B, -1)], -1)  # (S, B, T): the place of what comes t-th when ordered
+        ordered = tokens.gather(-1, order)
+        first, index = distinct(prefix_ids(ordered)[:, :, -1:], multiple=4)  # (S, N), (S · B, 1)
+        if first.shape[1] >= B:
+            return self.each_sequence(tokens, read)
+        ordered = ordered.gather(1, first[:, :, None].expand(-1, -1, T))
+        outputs, all_weights = self.each_sequence(ordered, slice(T - len(last), None))
+        rank = order.argsort(-1)[:, :, None, None]  # (S, B, 1, 1, T)
+
+        def of_all(x: Tensor) -> Tensor:
+            """(S, N, ...) → (S, B, ...)"""
+            return x.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, (S, B))
+
+        weights = []
+        for block, w in zip(self.blocks, all_weights, strict=True):
+            w = of_all(w)
+            w = w.gather(-1, rank.expand_as(w))
+            weights.append(w if block is self.blocks[-1] else w.gather(-2, rank.mT.expand_as(w)))
+        return of_all(outputs), weights
+
+    def each_sequence(
+        self, tokens: Tensor, read: slice, shown: list[Shown] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As `forward`, of a stack's tokens."""
+        vectors = tokens.is_floating_point()
         S, B, T = tokens.shape[:3]
         x, index = self.embed(tokens)
         ids = prefix_ids(tokens) if self.causal and not vectors and not static_sizes(tokens) else None

@@ -106,6 +106,7 @@ class Task(ABC):
         num_tokens: Token ids of the inputs; None for inputs that are vectors of num_features numbers.
         num_classes: Outputs at a position.
         num_positions: The length of the inputs.
+        num_sets: How many different inputs there are, their order aside, where they may be few.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -123,6 +124,7 @@ class Task(ABC):
     num_features: int | None = None
     num_classes: int
     num_positions: int
+    num_sets: int | None = None
 
     @classmethod  # noqa: B027 (a task may have nothing to check)
     def check(cls, config) -> None:

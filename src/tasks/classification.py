@@ -1,5 +1,6 @@
 """Which group a set of tokens is from (Section 4.2)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -60,6 +61,7 @@ class Classification(Task):
         self.num_tokens, self.num_classes = config.vocab_size, config.num_labels
         self.group_size = (config.vocab_size - 1) // config.num_labels
         self.num_context, self.num_positions = config.seq_length - 1, config.seq_length
+        self.num_sets = self.num_classes * math.comb(self.group_size, self.num_context)
 
     def sequences(self, num: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """Inputs (num, seq_length) and labels (num,)."""

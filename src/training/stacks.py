@@ -50,7 +50,9 @@ def positions_read(config: RunConfig) -> range:
 def step_work(config: RunConfig) -> int:
     """About how many multiply-adds the matrix products of the blocks take in a step."""
     positions = (config.num_layers - 1) * config.seq_length + len(positions_read(config))  # the last block: those read
-    return config.batch_size * positions * config.embed_dim**2 * (12 if config.use_mlp else 4)
+    num_sets = find_task(config.task)(config).num_sets if config.positional_type == "no" else None
+    sequences = min(config.batch_size, num_sets or config.batch_size)  # the model runs one for all of a set
+    return sequences * positions * config.embed_dim**2 * (12 if config.use_mlp else 4)
 
 
 def fastest_stacks(points: Sequence[RunConfig], device: str, workers: int) -> list[list[RunConfig]]:

@@ -111,6 +111,45 @@ def test_classification_sees_every_position_in_any_order():
         assert not torch.allclose(model(inputs, read)[0], model(changed, read)[0])
 
 
+@pytest.mark.parametrize(("read", "sets"), [(slice(-1, None), 30), (slice(1, 3), 54), (slice(None), 81)])
+@pytest.mark.parametrize("members", [1, 2])
+def test_sequences_of_the_same_tokens_are_run_once(members, read, sets, monkeypatch):
+    """Those at `read` in their order: logits, weights at each token's place, and gradients, as of all sequences."""
+    configs = [tiny("classification", seed=seed, num_layers=3) for seed in range(members)]
+    inputs = torch.randint(1, 4, (members, 60, 4), generator=torch.Generator().manual_seed(0))  # 81 there can be
+    results, run = [], []
+    each_sequence = transformer.Transformer.each_sequence
+    monkeypatch.setattr(
+        transformer.Transformer, "each_sequence", lambda self, x, *rest: run.append(x) or each_sequence(self, x, *rest)
+    )
+    for any_order in (True, False):
+        model = build_stack(configs).double()
+        model.any_order = any_order
+        logits, weights = model(inputs, read)
+        logits.square().sum().backward()
+        results.append([logits, *weights, *(p.grad for p in model.parameters())])
+    torch.testing.assert_close(*results)
+    once, all_of_them = (x.shape[1] for x in run)
+    assert all_of_them == 60
+    assert once <= min(sets + 3, 60)
+
+
+def test_attention_of_ones_own_may_depend_on_the_order(tmp_path):
+    """The nearer key gets more: sequences of the same tokens stay apart."""
+    (tmp_path / "near.py").write_text(
+        "import torch\n\ndef near(q, k, mask):\n"
+        "    T = k.shape[-2]\n"
+        "    places = torch.arange(T, dtype=q.dtype)\n"
+        "    scores = q @ k.mT - (places[:, None] - places).abs()[-q.shape[-2]:]\n"
+        "    return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)\n"
+    )
+    config = tiny("classification", attention_type=f"{tmp_path}/near.py:near")
+    model = build_model(config)
+    tokens = torch.tensor([[1, 2, 3, 4, 0], [4, 3, 2, 1, 0]]).repeat(20, 1)
+    first, second = model(tokens, slice(-1, None))[0][:2]
+    assert not torch.allclose(first, second)
+
+
 def test_a_sequence_does_not_depend_on_the_others_of_its_batch():
     model, _, inputs, _ = models(tiny())
     alone = torch.cat([model(row[None])[0] for row in inputs])

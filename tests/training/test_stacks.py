@@ -195,14 +195,16 @@ def test_stacks_of_a_sweep():
 
 
 def test_on_a_cpu_runs_of_cheap_steps_are_stacked():
-    """One-layer classification, whose last block sees one position; not two layers, not induction."""
+    """Classification whose last block sees one position, or all of whose sequences are of few sets; not two layers of
+    many sets, not induction."""
     points = read_sweep(SWEEPS / "classification.yaml").points() + read_sweep(SWEEPS / "induction.yaml").points()
     of_size = {1: set(), 7: set(), 8: set()}
     for stack in fastest_stacks(points, "cpu", 2):
         check_stack(stack)
-        of_size[len(stack)] |= {(config.task, config.num_layers) for config in stack}
-    assert of_size[1] == {("classification", 2), ("induction", 2)}
-    assert of_size[7] == of_size[8] == {("classification", 1)}
+        of_size[len(stack)] |= {(config.task, config.num_layers, config.vocab_size == 41) for config in stack}
+    assert of_size[1] == {("classification", 2, False), ("induction", 2, False)}
+    cheap = {("classification", 1, False), ("classification", 1, True), ("classification", 2, True)}
+    assert of_size[7] == of_size[8] == cheap
     assert sum(map(len, fastest_stacks(points, "cpu", 2))) == len(points)
     assert fastest_stacks(points, "cuda", 1) == make_stacks(points, None)
 
