@@ -162,12 +162,11 @@ class RunConfig:
         )
 
     def _check_optimizer(self):
-        near = difflib.get_close_matches(self.optimizer, OPTIMIZERS, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        require(
-            self.optimizer in OPTIMIZERS,
-            f"optimizer={self.optimizer} is not allowed; choose one of {', '.join(OPTIMIZERS)}{hint}",
-        )
+        if self.optimizer not in OPTIMIZERS:
+            near = difflib.get_close_matches(self.optimizer, OPTIMIZERS, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            allowed = ", ".join(OPTIMIZERS)
+            raise ConfigError(f"optimizer={self.optimizer} is not allowed; choose one of {allowed}{hint}")
         require(
             self.optimizer in USE_BETA2 or self.beta2 == FIELDS["beta2"].default,
             f"beta2={self.beta2} has no meaning for optimizer={self.optimizer}; leave it out",
@@ -185,7 +184,7 @@ class RunConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {name: getattr(self, name) for name in FIELDS}
 
     @property
     def title(self) -> str:

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 Group = Mapping[str, Any]
 
@@ -20,16 +22,74 @@ class Optimizer(Protocol):
         """Change the parameters by their gradients."""
 
 
-def adamw(groups: Sequence[Group], weight_decay: float, beta2: float) -> Optimizer:
-    return torch.optim.AdamW(groups, betas=(0.9, beta2), weight_decay=weight_decay, fused=True)
+def with_gradient(group: Group) -> list[Tensor]:
+    return [parameter for _, parameter in group["params"] if parameter.grad is not None]
 
 
-def sgd(groups: Sequence[Group], weight_decay: float, beta2: float) -> Optimizer:
-    return torch.optim.SGD(groups, weight_decay=weight_decay, fused=True)
+class AdamW:
+    """torch.optim.AdamW, whose class would import torch's compiler: a second for each process that trains."""
+
+    def __init__(self, groups: Sequence[Group], weight_decay: float, beta2: float):
+        self.groups, self.weight_decay, self.beta2 = groups, weight_decay, beta2
+        self.moments: dict[Tensor, tuple[Tensor, Tensor, Tensor]] = {}  # of g and g², and steps so far
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.groups:
+            parameters = with_gradient(group)
+            for p in parameters:
+                if p not in self.moments:
+                    self.moments[p] = torch.zeros_like(p), torch.zeros_like(p), torch.zeros((), device=p.device)
+            averages, squares, steps = ([self.moments[p][i] for p in parameters] for i in range(3))
+            adamw(
+                parameters,
+                [p.grad for p in parameters],
+                averages,
+                squares,
+                [],
+                steps,
+                fused=True,
+                lr=group["lr"],
+                beta1=0.9,
+                beta2=self.beta2,
+                eps=1e-8,
+                weight_decay=self.weight_decay,
+                amsgrad=False,
+                maximize=False,
+            )
 
 
-def momentum(groups: Sequence[Group], weight_decay: float, beta2: float) -> Optimizer:
-    return torch.optim.SGD(groups, momentum=0.9, weight_decay=weight_decay, fused=True)
+class SGD:
+    """torch.optim.SGD, with the momentum of a subclass; its class would import torch's compiler too."""
+
+    momentum = 0.0
+
+    def __init__(self, groups: Sequence[Group], weight_decay: float, beta2: float):
+        self.groups, self.weight_decay = groups, weight_decay
+        self.velocities: dict[Tensor, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.groups:
+            parameters = with_gradient(group)
+            if self.momentum:
+                self.velocities |= {p: torch.zeros_like(p) for p in parameters if p not in self.velocities}
+            sgd(
+                parameters,
+                [p.grad for p in parameters],
+                [self.velocities.get(p) for p in parameters],
+                fused=True,
+                lr=group["lr"],
+                momentum=self.momentum,
+                weight_decay=self.weight_decay,
+                dampening=0,
+                nesterov=False,
+                maximize=False,
+            )
+
+
+class Momentum(SGD):
+    momentum = 0.9
 
 
 class Sign:
@@ -41,10 +101,9 @@ class Sign:
     @torch.no_grad()
     def step(self) -> None:
         for group in self.groups:
-            for _, parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.mul_(1 - group["lr"] * self.weight_decay)
-                    parameter.sub_(parameter.grad.sign(), alpha=group["lr"])
+            for parameter in with_gradient(group):
+                parameter.mul_(1 - group["lr"] * self.weight_decay)
+                parameter.sub_(parameter.grad.sign(), alpha=group["lr"])
 
 
 def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -89,7 +148,7 @@ class Muon:
             self.matrices += [(parameter, torch.zeros_like(parameter), group["lr"]) for parameter in hidden]
             taken = {id(parameter) for parameter in hidden}
             rest.append({**group, "params": [(name, p) for name, p in group["params"] if id(p) not in taken]})
-        self.rest = adamw(rest, weight_decay, beta2)
+        self.rest = AdamW(rest, weight_decay, beta2)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -105,9 +164,9 @@ class Muon:
 
 
 OPTIMIZERS: dict[str, Callable[[Sequence[Group], float, float], Optimizer]] = {
-    "adamw": adamw,
-    "sgd": sgd,
-    "momentum": momentum,
+    "adamw": AdamW,
+    "sgd": SGD,
+    "momentum": Momentum,
     "sign": Sign,
     "muon": Muon,
 }

@@ -1,6 +1,9 @@
 """Each optimiser's first steps by hand, stacked against alone, and Newton–Schulz."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -63,13 +66,36 @@ def test_members_take_the_steps_that_they_take_alone(name):
             torch.testing.assert_close(own, stacked[i : i + 1])
 
 
-def test_adamw_is_torchs_to_the_bit():
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("adamw", lambda parameters, **rest: torch.optim.AdamW(parameters, betas=(0.9, 0.95), **rest)),
+        ("sgd", lambda parameters, **rest: torch.optim.SGD(parameters, **rest)),
+        ("momentum", lambda parameters, **rest: torch.optim.SGD(parameters, momentum=0.9, **rest)),
+    ],
+)
+def test_it_is_torchs_to_the_bit(name, theirs):
+    """Also where a parameter has a gradient in some steps alone."""
     model, plain = Tiny(1), Tiny(1)
-    steps(model, StackedOptimizer(model, [0.1]))
-    reference = torch.optim.AdamW(plain.parameters(), lr=0.1, fused=True)
-    steps(plain, reference)
-    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    optimizer = StackedOptimizer(model, [0.1], name, weight_decay=0.2, beta2=0.95)
+    reference = theirs(plain.parameters(), lr=0.1, weight_decay=0.2, fused=True)
+    for step in range(6):
+        for own, its_optimizer in ((model, optimizer), (plain, reference)):
+            own.set_gradients(step)
+            if step in (2, 3):
+                own.embedding.grad = None
+            its_optimizer.step()
+    for ours, others in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours, others)
+
+
+def test_training_imports_no_compiler(tmp_path):
+    """Which would take a second of each process's time."""
+    script = "import sys; from tiny import tiny; from src.training.loop import train; train(tiny()); "
+    script += "print([name for name in ('torch._dynamo', 'scipy.stats', 'matplotlib') if name in sys.modules])"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert result.stdout == "[]\n", result
 
 
 def test_beta2_reaches_adamw():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from src.analysis.selection import finished, require_columns, settled
 from src.runs import HISTORY, LogError
@@ -127,7 +127,7 @@ def mean_interval(
     if num == 1:
         return mean, mean, mean
     error = np.sqrt(num / (num - 1) * np.sum((totals - mean * sizes) ** 2)) / sizes.sum()
-    reach = t.ppf((1 + level) / 2, num - 1) * error
+    reach = stdtrit(num - 1, (1 + level) / 2) * error
     return mean, max(mean - reach, bounds[0]), min(mean + reach, bounds[1])
 
 

@@ -158,7 +158,7 @@ def test_members_of_one_learning_rate_need_no_views():
     """One group of AdamW, the parameters themselves: what a single run has."""
     model = build_stack([tiny(seed=seed) for seed in range(3)])
     assert not StackedOptimizer(model, [1e-3] * 3).views
-    assert len(StackedOptimizer(model, [1e-3, 1e-3, 1e-2]).optimizer.param_groups) == 2
+    assert len(StackedOptimizer(model, [1e-3, 1e-3, 1e-2]).optimizer.groups) == 2
 
 
 def test_every_attention_type_stacks():

@@ -24,8 +24,8 @@ MEASURED = ["eval/loss", "train/loss", "eval/acc_induction", "1_0_rel_attn_bos_g
 
 @pytest.fixture
 def sweep(tmp_path):
-    """A sweep file of eight runs, each of about a second."""
-    values = SIZES | TASKS["induction"] | {"num_train": 4000, "num_epochs": 5}
+    """A sweep file of eight runs, each of about half a second."""
+    values = SIZES | TASKS["induction"] | {"num_train": 2000, "num_epochs": 5}
     parameters = {name: {"value": value} for name, value in values.items()} | {"seed": {"min": 0, "max": 7}}
     path = tmp_path / "eight.yaml"
     path.write_text(yaml.safe_dump({"method": "grid", "parameters": parameters}))
@@ -103,7 +103,7 @@ def drive(job, num_workers=1, act=lambda: None):
 
 
 def test_a_killed_worker_is_replaced_and_its_run_done_again(tmp_path):
-    configs = [tiny(seed=seed, num_train=1300, num_epochs=20) for seed in range(3)]
+    configs = [tiny(seed=seed, num_train=1300, num_epochs=10) for seed in range(3)]
     job = Job([[config] for config in configs], tmp_path / "runs.db")
     log, killed = RunLog(job.log), []
 
@@ -118,13 +118,13 @@ def test_a_killed_worker_is_replaced_and_its_run_done_again(tmp_path):
     assert killed
     runs = finished(job.log)
     assert runs.index.tolist() == [0, 1, 2]
-    assert (runs["history/eval/loss"].map(len) == 21).all()
+    assert (runs["history/eval/loss"].map(len) == 11).all()
     assert not runs["process"].str.endswith(f":{killed[0]}").all()
 
 
 def test_a_killed_stack_is_done_again_and_a_plain_sweep_beside_it_repeats_nothing(tmp_path):
     """Two jobs on one log at once: six runs as one stack, whose worker is killed in the middle, and the same alone."""
-    configs = [tiny(seed=seed, lr=lr, num_train=1300, num_epochs=20) for lr in (1e-3, 1e-2) for seed in range(3)]
+    configs = [tiny(seed=seed, lr=lr, num_train=1300, num_epochs=10) for lr in (1e-3, 1e-2) for seed in range(3)]
     stacked, plain = Job([configs], tmp_path / "runs.db"), Job([[c] for c in configs[::-1]], tmp_path / "runs.db")
     log, killed = RunLog(stacked.log), []
     first = run_job(stacked, 1, every=0.05)
@@ -142,7 +142,7 @@ def test_a_killed_stack_is_done_again_and_a_plain_sweep_beside_it_repeats_nothin
         pass
     runs = load_runs(stacked.log, history=True)
     assert runs["state"].tolist() == ["finished"] * 6
-    assert (runs["history/eval/loss"].map(len) == 21).all()
+    assert (runs["history/eval/loss"].map(len) == 11).all()
     assert not runs["process"].str.endswith(f":{killed[0]}").any()
 
 
@@ -174,7 +174,7 @@ def test_a_run_that_kills_its_workers_fails_and_the_others_go_on(tmp_path):
 
 def test_a_member_that_kills_its_workers_fails_alone(tmp_path):
     """After the death of a stack's worker its runs are trained one by one."""
-    deadly, *fine = configs = [tiny(seed=seed, num_train=1300, num_epochs=20) for seed in range(3)]
+    deadly, *fine = configs = [tiny(seed=seed, num_train=1300, num_epochs=10) for seed in range(3)]
     job = Job([configs], tmp_path / "runs.db")
     log = RunLog(job.log)
     killed = kill_all_at(deadly, job)

@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from src.analysis.figures import COLUMN, PAGE
 from src.value_softmax.beyond import entmax, outlets
@@ -183,7 +183,7 @@ def _bars(ax, shares, names):
     for index, (rung, of_names) in enumerate(shares.items()):
         x = np.arange(len(names)) + (index - (len(shares) - 1) / 2) * width
         means = [values.mean() for values in of_names]
-        errors = [t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5 for values in of_names]
+        errors = [stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / len(values) ** 0.5 for values in of_names]
         ax.bar(x, means, width, yerr=errors, color=RUNGS[rung], label=rung, error_kw={"linewidth": 0.7})
     ax.axhline(1 / 11, color="gray", linestyle=":", linewidth=0.8)
     ax.set(ylim=(0, 1))
