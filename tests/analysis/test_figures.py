@@ -41,7 +41,13 @@ def heights(axes) -> list[float]:
 
 
 def crosses(axes) -> list[float]:
-    return [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "x"]
+    return [x for line in axes.lines if line.get_marker() == "x" for x in line.get_xdata()]
+
+
+def intervals(axes) -> list[tuple[float, float]]:
+    """From where to where each interval reaches that is drawn."""
+    ends = [segment[:, 1] for lines in axes.collections for segment in lines.get_segments()]
+    return [tuple(segment) for segment in ends if np.isfinite(segment).all()]
 
 
 def note(figure) -> str:
@@ -62,7 +68,9 @@ def test_bars_show_the_mean_and_a_cross_where_no_run_qualifies(induction):
     assert crosses(axes) == pytest.approx([1.2])  # sigmoid, not normalised
     assert [label.get_text() for label in axes.get_xticklabels()] == ["softmax", "sigmoid"]
     assert [text.get_text() for text in axes.texts] == ["3", "1", "0/1"]  # of how many were trained
-    assert len(axes.containers) == 2 + 1  # bars, and one interval: softmax has several seeds
+    assert len(heights(axes)) == 2
+    ((below, above),) = intervals(axes)  # softmax alone has several seeds
+    assert below < heights(axes)[0] < above
 
 
 def test_types_that_were_never_trained_are_blank(induction):

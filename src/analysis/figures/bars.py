@@ -64,15 +64,16 @@ def draw_bars(
     top: the largest value there is room for."""
     at, ticks, spans = places(shown)
     summary, trained = scores.by_type(runs, values, equally), runs["attention_type"].value_counts()
-    for name, x in at.items():
-        if name in summary.index:
-            draw_bar(axes, x, summary.loc[name], shown[name])
-        elif name in trained.index:
-            axes.plot(x, 0.03 * top, **CROSS, clip_on=False)
-        if name in trained.index:
-            count = int(summary["runs"].get(name, 0))
-            text = f"{count}" if count == trained[name] else f"{count}/{trained[name]}"
-            axes.annotate(text, (x, 1.08 * top), ha="center", fontsize=size, color="dimgrey")
+    summary = summary.loc[[name for name in at if name in summary.index]]
+    draw_intervals(axes, [at[name] for name in summary.index], summary, [shown[name] for name in summary.index])
+    trained = {name: trained[name] for name in at if name in trained.index}
+    crosses = [at[name] for name in trained if name not in summary.index]
+    if crosses:
+        axes.plot(crosses, [0.03 * top] * len(crosses), **CROSS, clip_on=False)
+    for name, of in trained.items():
+        count = int(summary["runs"].get(name, 0))
+        text = f"{count}" if count == of else f"{count}/{of}"
+        axes.text(at[name], 1.08 * top, text, ha="center", fontsize=size, color="dimgrey")
     axes.set_xticks(list(ticks.values()), [label for _, label in ticks])
     ends = list(spans.values())
     axes.set(xlim=(ends[0][0] - 0.1, ends[-1][1] + 0.1), ylim=(0, 1.2 * top))
@@ -84,13 +85,14 @@ def draw_bars(
         axes.axvspan(start, end, color="black", alpha=0.03, linewidth=0)
 
 
-def draw_bar(axes: Axes, x: float, bar: pd.Series, look: Look) -> None:
-    """One bar, a row of `scores.by_type`, with its interval."""
-    face = look.colour if look.normalised else "white"
-    axes.bar(x, bar["mean"], 0.36, color=face, edgecolor=look.colour, linewidth=1)
-    if bar["seeds"] > 1:
-        below, above = bar["mean"] - bar["low"], bar["high"] - bar["mean"]
-        axes.errorbar(x, bar["mean"], [[below], [above]], color="black", linewidth=0.8, capsize=1.5)
+def draw_intervals(axes: Axes, at: Sequence[float], bars: pd.DataFrame, of: Sequence[Look]) -> None:
+    """Bars, rows of `scores.by_type`, with their intervals, where there are several seeds."""
+    colours = [look.colour for look in of]
+    faces = [look.colour if look.normalised else "white" for look in of]
+    axes.bar(at, bars["mean"], 0.36, color=faces, edgecolor=colours, linewidth=1)
+    reach = [bars["mean"] - bars["low"], bars["high"] - bars["mean"]]
+    reach = [sides.where(bars["seeds"] > 1) for sides in reach]
+    axes.errorbar(at, bars["mean"], reach, fmt="none", ecolor="black", elinewidth=0.8, capsize=1.5)
 
 
 @or_sentence
