@@ -46,8 +46,8 @@ def crosses(axes) -> list[float]:
 
 def intervals(axes) -> list[tuple[float, float]]:
     """From where to where each interval reaches that is drawn."""
-    ends = [segment[:, 1] for lines in axes.collections for segment in lines.get_segments()]
-    return [tuple(segment) for segment in ends if np.isfinite(segment).all()]
+    segments = [segment for lines in axes.collections for segment in lines.get_segments() if len(segment)]
+    return [tuple(segment[:, 1]) for segment in segments]
 
 
 def note(figure) -> str:
