@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parents[1] / "visualizations"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 # Each notebook begins in an empty namespace and another folder, and saves its figures there, with fewer dots and
-# simpler fonts; they are not drawn once more for the page.
+# simpler fonts and no layout; they are not drawn once more for the page.
 BEGINNING = """
 %reset -f
 %matplotlib agg
@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 from src.analysis.figures import style
 os.chdir({folder!r})
 plt.close("all")
-style.STYLE.update({{"savefig.dpi": 60, "figure.dpi": 60, "pdf.fonttype": 3}})
+style.STYLE.update({{"savefig.dpi": 60, "figure.dpi": 60, "pdf.fonttype": 3, "figure.constrained_layout.use": False}})
 plt.style.use(style.IN_STYLE)
 style.FOLDER = {folder!r}
 """

@@ -3,9 +3,10 @@
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,7 @@ from src.model.transformer import Transformer
 from src.runs import ROOT
 from src.runs.provenance import git_commit
 from src.tasks import find_task
-from src.training.loop import Observer, build_model, prepare_process, stream, train
+from src.training.loop import Observer, build_model, prepare_process, stream, train, train_stack
 from src.training.progress import ProgressBar
 
 MODELS = ROOT / "results" / "models"
@@ -141,13 +142,15 @@ class ClsRecorder(Observer):
         return torch.stack(self._rows)
 
 
-def entropy_and_order(config: RunConfig, sequences: int = 200) -> tuple[Tensor, Tensor]:
-    """Train a classification run; how its last layer's CLS rows on some evaluation sequences change with every step:
-    their normalised entropy, and the share of pairs of keys in the order of the end (`metrics.order_kept`), mean
-    over heads, (steps,) each."""
-    recorder = ClsRecorder(held_out(config)[0][:sequences])
-    train(config, observers=[recorder])
-    return metrics.row_entropy(recorder.rows).mean(-1), metrics.order_kept(recorder.rows)
+def entropy_and_order(configs: Sequence[RunConfig], sequences: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Train classification runs that differ in seeds, as one stack; how their last layer's CLS rows on some evaluation
+    sequences change with every step: their normalised entropy, and the share of pairs of keys in the order of the end
+    (`metrics.order_kept`), mean over heads, (runs, steps) each."""
+    recorders = [ClsRecorder(held_out(config)[0][:sequences]) for config in configs]
+    train_stack(configs, observers=[[recorder] for recorder in recorders])
+    entropies = [metrics.row_entropy(recorder.rows).mean(-1) for recorder in recorders]
+    orders = [metrics.order_kept(recorder.rows) for recorder in recorders]
+    return torch.stack(entropies).numpy(), torch.stack(orders).numpy()
 
 
 def one_of_each(labels: Tensor) -> Tensor:

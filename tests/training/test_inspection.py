@@ -88,14 +88,17 @@ def test_the_cls_row_is_recorded_after_every_step_and_changes_nothing():
 
 
 def test_entropy_and_order_after_every_step():
-    config = tiny("classification", num_layers=1)
-    entropy, order = entropy_and_order(config, sequences=10)
-    assert entropy.shape == order.shape == (8,)
-    assert order[-1] == 1
-    assert 0.5 < entropy[0] <= 1  # nearly uniform rows
-    _, summary = train(config)
-    entropy, _ = entropy_and_order(config, sequences=config.num_eval)
-    assert entropy[-1] == pytest.approx((summary["0_0_attn_entropy"] + summary["0_1_attn_entropy"]) / 2, rel=1e-5)
+    configs = [tiny("classification", num_layers=1, seed=seed) for seed in (0, 1)]
+    entropy, order = entropy_and_order(configs, sequences=10)
+    assert entropy.shape == order.shape == (2, 8)
+    assert order[:, -1].tolist() == [1, 1]
+    assert (entropy[:, 0] > 0.5).all()  # nearly uniform rows
+    assert (entropy <= 1).all()
+    entropy, _ = entropy_and_order(configs, sequences=configs[0].num_eval)
+    for config, of_run in zip(configs, entropy, strict=True):
+        _, summary = train(config)
+        at_end = (summary["0_0_attn_entropy"] + summary["0_1_attn_entropy"]) / 2
+        assert of_run[-1] == pytest.approx(at_end, rel=1e-5)
 
 
 def test_the_first_sequence_of_each_label():
