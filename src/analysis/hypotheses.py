@@ -19,6 +19,7 @@ from src.analysis.mitigations import (
     SCENES,
     SOURCES,
     area,
+    by_optimizer,
     heads_of,
     of_scene,
     over_heads,
@@ -45,6 +46,22 @@ def table(runs: pd.DataFrame, name: str) -> str:
         for kind, row in rows.iterrows()
     ]
     return markdown([SCENES[name].title, "solved", "lr", "area under the sink profile", *labels[1:]], lines)
+
+
+def optimizers_table(runs: pd.DataFrame, name: str) -> str:
+    """A scene's functions under each optimiser, in Markdown: the area under the sink profile, and who solves."""
+    columns = by_optimizer(runs, name)
+    require_runs(runs if len(columns) > 1 else runs[:0], f"of {SCENES[name].title} under several optimisers")
+    kinds = dict.fromkeys(kind for rows in columns.values() for kind in rows.index)
+
+    def cell(rows: pd.DataFrame, kind: str) -> str:
+        if kind not in rows.index:
+            return ""
+        row = rows.loc[kind]
+        return f"{in_cell(row['area'])}; {row['solved']} of {row['runs']}, lr {row['lr']:g}"
+
+    lines = [[kind, *(cell(rows, kind) for rows in columns.values())] for kind in kinds]
+    return markdown([f"{SCENES[name].title}: area; solved, lr", *columns], lines)
 
 
 def in_cell(value: Any) -> str:
@@ -103,8 +120,8 @@ def listed(values: Mapping[str, tuple]) -> str:
 
 def theorem(runs: pd.DataFrame) -> Finding:
     """Every softmax model that solves trigger puts its attention on the anchor where it has nothing to do."""
-    scenes, parts, least = ("trigger", "trigger_no_skip"), [], []
-    for name in scenes:
+    parts, least = [], []
+    for name in (name for name, scene in SCENES.items() if scene.fields.get("use_bos")):
         chosen = of_scene(with_fields(runs), name)
         chosen = chosen[(chosen["attention_type"] == "softmax") & (chosen["state"] == "finished")]
         if len(chosen):
@@ -189,6 +206,24 @@ def descents(runs: pd.DataFrame) -> Finding:
     return Finding(text, verdict(exceeds(found["sgd"][0], 0.5), lower))
 
 
+def one_optimizer(runs: pd.DataFrame) -> Finding:
+    """Whether a function sinks does not depend on the optimiser."""
+    parts, holds = [], []
+    for name in ("trigger", "backcopy"):
+        areas: dict[str, dict[str, tuple]] = {}
+        for label, rows in by_optimizer(runs, name).items():
+            for kind, row in rows[2 * rows["solved"] > rows["runs"]].iterrows():
+                areas.setdefault(kind, {})[label] = row["area"]
+        for kind, found in areas.items():
+            if len(found) > 1:
+                parts.append(f"{SCENES[name].title}, {kind}: {listed(found)}")
+                above = {exceeds(value, 0.5) for value in found.values()}
+                holds.append(None if None in above else len(above) == 1)
+    if not parts:
+        raise LogError("no function that solves trigger or backcopy under several optimisers")
+    return Finding("; ".join(parts), verdict(*holds))
+
+
 def thresholds(runs: pd.DataFrame) -> Finding:
     """Which function has more sinks does not depend on the threshold: 0.3, 0.9 and the area order functions alike."""
     parts, holds = [], []
@@ -219,6 +254,7 @@ HYPOTHESES: dict[str, Callable[[pd.DataFrame], Finding]] = {
     "no anchor": without_anchor,
     "drains": drains,
     "descents": descents,
+    "one optimiser": one_optimizer,
     "thresholds": thresholds,
 }
 
@@ -235,6 +271,13 @@ def hypotheses(runs: pd.DataFrame) -> str:
     return markdown(["hypothesis", "measured: mean [95% t interval over seeds]", "verdict"], rows)
 
 
+def tables(runs: pd.DataFrame) -> str:
+    """The tables of all scenes that there are runs of, and of those under several optimisers."""
+    texts = [table(runs, name) for name in summaries(runs)]
+    texts += [optimizers_table(runs, name) for name in SCENES if len(by_optimizer(runs, name)) > 1]
+    return "\n\n".join(texts)
+
+
 def main(arguments: list[str]) -> int:
     if len(arguments) > 1 or "--help" in arguments:
         print("usage: python -m src.analysis.hypotheses [SOURCE]", file=sys.stderr)
@@ -242,7 +285,7 @@ def main(arguments: list[str]) -> int:
     prepare_streams()
     try:
         runs = load_runs(arguments[0] if arguments else SOURCES)
-        texts = [hypotheses(runs), *(table(runs, name) for name in summaries(runs))]
+        texts = [hypotheses(runs), tables(runs)]
     except LogError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

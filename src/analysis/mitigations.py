@@ -48,13 +48,17 @@ class Scene:
 
 
 _BARE = {"task": "trigger", "use_mlp": False, "use_layernorm": False}
+_USUAL = {"task": "trigger", "use_bos": True, "use_residual": True}
 _MAIN = {"task": "induction", "aux_loss_weight": 0.2, "shift_query_token": True, "positional_type": "add"}
 _BOS, _SHARE, _LARGEST = r"\d+_\d+_abs_attn_bos", r"\d+_\d+_rel_attn_bos_global", r"\d+_\d+_rel_attn_max"
 SCENES = {
-    "trigger": Scene("trigger", _BARE | {"use_bos": True, "use_residual": True}, _BOS),
+    "trigger": Scene("trigger", _BARE | _USUAL, _BOS),
     "trigger_no_skip": Scene("trigger, no skip", _BARE | {"use_bos": True, "use_residual": False}, _BOS),
     "trigger_no_bos": Scene("trigger, no BOS", _BARE | {"use_bos": False, "use_residual": True}, _BOS),
     "trigger_neither": Scene("trigger, neither", _BARE | {"use_bos": False, "use_residual": False}, _BOS),
+    "trigger_norm": Scene("trigger, LayerNorm", _USUAL | {"use_mlp": False, "use_layernorm": True}, _BOS),
+    "trigger_mlp": Scene("trigger, MLP", _USUAL | {"use_mlp": True, "use_layernorm": False}, _BOS),
+    "trigger_both": Scene("trigger, MLP and LayerNorm", _USUAL | {"use_mlp": True, "use_layernorm": True}, _BOS),
     "backcopy": Scene("backcopy", {"task": "backcopy"}, _SHARE),
     "induction": Scene("induction", _MAIN, _SHARE.replace(r"\d+", "1", 1)),
     "classification": Scene(
@@ -65,6 +69,14 @@ SCENES = {
     ),
 }
 ADAMW = {"optimizer": "adamw", "weight_decay": 0.01, "beta2": 0.999}
+OPTIMIZERS = {  # how tables and figures call them
+    "AdamW": ADAMW,
+    "AdamW, β₂ 0.95": ADAMW | {"beta2": 0.95},
+    "gradient descent": ADAMW | {"optimizer": "sgd"},
+    "momentum": ADAMW | {"optimizer": "momentum"},
+    "signed": ADAMW | {"optimizer": "sign"},
+    "Muon": ADAMW | {"optimizer": "muon"},
+}
 
 
 # Which runs
@@ -161,3 +173,13 @@ def summaries(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
     runs = with_fields(runs)
     found = {name: of_scene(runs, name) for name in SCENES}
     return {name: summary(group, SCENES[name]) for name, group in found.items() if len(group)}
+
+
+def by_optimizer(runs: pd.DataFrame, name: str) -> dict[str, pd.DataFrame]:
+    """The summary of a scene under each of OPTIMIZERS that it has runs of, of the functions that were trained under
+    others than AdamW; empty where none was."""
+    runs = with_fields(runs)
+    chosen = {label: of_scene(runs, name, **fields) for label, fields in OPTIMIZERS.items()}
+    others = {kind for label, group in chosen.items() if label != "AdamW" for kind in group["attention_type"]}
+    chosen = {label: group[group["attention_type"].isin(others)] for label, group in chosen.items()}
+    return {label: summary(group, SCENES[name]) for label, group in chosen.items() if others and len(group)}

@@ -104,9 +104,35 @@ def test_figures_show_every_function(runs):
     assert [axes.get_title() for axes in profiles.axes] == ["the paper's", "with an outlet", "sparse", "with a gate"]
 
 
+def under(optimizer: str, kind: str, bos: float, lr: float = 3e-3) -> list[dict]:
+    return [trigger(kind, seed, bos + 0.01 * seed, optimizer=optimizer, lr=lr) for seed in range(3)]
+
+
+def test_optimizers_beside_each_other(runs):
+    """Of the functions that others than AdamW were tried with."""
+    assert mitigations.by_optimizer(runs, "trigger") == {}
+    more = [*under("sgd", "softmax", 0.9, lr=0.01), *under("sgd", "softmax1", 0.8), *under("muon", "softmax", 0.1)]
+    runs = pd.concat([runs, pd.DataFrame(more)], ignore_index=True)
+    found = mitigations.by_optimizer(runs, "trigger")
+    assert {label: list(rows.index) for label, rows in found.items()} == {
+        "AdamW": ["softmax", "softmax1"], "gradient descent": ["softmax", "softmax1"], "Muon": ["softmax"],
+    }  # fmt: skip
+    assert found["gradient descent"].loc["softmax", "area"][0] == pytest.approx(0.91)
+    rows = hypotheses.optimizers_table(runs, "trigger").splitlines()
+    assert rows[0].split(" | ")[1:] == ["AdamW", "gradient descent", "Muon |"]
+    assert "0.91 [0.89, 0.93]; 3 of 3, lr 0.01" in rows[2]
+    assert hypotheses.one_optimizer(runs).verdict == "does not hold"
+    alike = runs[(runs["optimizer"] != "muon") & (runs["attention_type"] == "softmax")]
+    assert hypotheses.one_optimizer(alike).verdict == "holds"
+    figure = figures.optimizers(runs)
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["trigger"]
+    assert {"0.99", "0.91", "0.11"} <= {text.get_text() for text in figure.axes[0].texts}
+    assert hypotheses.tables(runs).endswith(hypotheses.optimizers_table(runs, "trigger"))
+
+
 def test_a_table_without_the_benchmarks_runs_is_a_sentence():
     runs = pd.DataFrame([dataclasses.asdict(RunConfig(lr=0.5)) | {"state": "running"}])
-    for figure in (figures.overview(runs), figures.sink_profiles(runs)):
+    for figure in (figures.overview(runs), figures.sink_profiles(runs), figures.optimizers(runs)):
         assert any("Nothing to show" in text.get_text() for text in figure.texts)
 
 

@@ -16,7 +16,7 @@ from src.analysis.figures.bars import (
     sink_proportions,
     sparsity,
 )
-from src.analysis.figures.benchmark import overview, sink_profiles
+from src.analysis.figures.benchmark import optimizers, overview, sink_profiles
 from src.analysis.figures.lines import (
     flip_rate_by_size,
     polarization,
@@ -61,6 +61,7 @@ __all__ = [
     "induction_name",
     "looks",
     "or_sentence",
+    "optimizers",
     "overview",
     "panel_title",
     "polarization",

@@ -1,10 +1,13 @@
 """The benchmark of functions made against sinks: who sinks where, and sink profiles."""
 
+from collections.abc import Mapping, Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from src.analysis import mitigations
 from src.analysis.figures.style import PAGE, add_note, looks, or_sentence
@@ -21,19 +24,50 @@ GROUPS = {
     "own": "own",
 }
 HALF = 0.5  # of the runs of a cell: a cross says that fewer solve the task
+OF_CELLS = f"×: at most {HALF:.0%} of the runs solve the task. Each function at its best learning rate by loss"
 
 
 @or_sentence
 def overview(runs: pd.DataFrame) -> Figure:
     """Functions × scenes: the colour is the mean area under the sink profile, which is written in the cell; a cross
     marks where no more than half of the runs solve the task, and a blank cell has no runs."""
-    found = mitigations.summaries(runs)
+    found = {SCENES[name].title: rows for name, rows in mitigations.summaries(runs).items()}
     require_runs(runs if found else runs[:0], "of a task of the benchmark")
-    present = {kind for rows in found.values() for kind in rows.index}
-    kinds = [kind for group in GROUPS for kind in _in_order(present) if describe(kind).group == group]
-    areas = np.full((len(kinds), len(found)), np.nan)
+    kinds = _in_groups({kind for rows in found.values() for kind in rows.index})
     figure, axes = plt.subplots(figsize=(min(PAGE, 3 + 0.5 * len(found)), 1.5 + 0.2 * len(kinds)))
-    for column, rows in enumerate(found.values()):
+    image = draw_areas(axes, found, kinds)
+    figure.colorbar(image, label="area under the sink profile", pad=0.01)
+    figure.suptitle("Who sinks where: functions made against sinks, by task", fontsize=8)
+    of_scenes = [mitigations.of_scene(mitigations.with_fields(runs), name) for name in SCENES]
+    add_note(figure, OF_CELLS, pd.concat(of_scenes)[["attention_type", "seed"]])
+    return figure
+
+
+@or_sentence
+def optimizers(runs: pd.DataFrame) -> Figure:
+    """Functions × optimisers, a panel for each scene that was trained under several; cells as in `overview`."""
+    found = {name: mitigations.by_optimizer(runs, name) for name in SCENES}
+    found = {name: columns for name, columns in found.items() if len(columns) > 1}
+    require_runs(runs if found else runs[:0], "of a task under several optimisers")
+    kinds = _in_groups({kind for columns in found.values() for rows in columns.values() for kind in rows.index})
+    figure, grid = plt.subplots(1, len(found), figsize=(PAGE, 1.9 + 0.2 * len(kinds)), sharey=True, squeeze=False)
+    for axes, (name, columns) in zip(grid[0], found.items(), strict=True):
+        image = draw_areas(axes, columns, kinds)
+        axes.set_title(SCENES[name].title)
+    figure.colorbar(image, ax=grid, label="area under\nthe sink profile", pad=0.01)
+    figure.suptitle("Who sinks under which optimiser", fontsize=8)
+    fields = mitigations.OPTIMIZERS.values()
+    filled = mitigations.with_fields(runs)
+    shown = [mitigations.of_scene(filled, name, **options) for name in found for options in fields]
+    shown = pd.concat([group[group["attention_type"].isin(kinds)] for group in shown])
+    add_note(figure, OF_CELLS, shown[["attention_type", "seed"]])
+    return figure
+
+
+def draw_areas(axes: Axes, columns: Mapping[str, pd.DataFrame], kinds: Sequence[str]) -> AxesImage:
+    """A cell for each of the kinds and columns, which are rows of `mitigations.summary` by name."""
+    areas = np.full((len(kinds), len(columns)), np.nan)
+    for column, rows in enumerate(columns.values()):
         for kind, row in rows.iterrows():
             place = kinds.index(kind)
             if isinstance(row.get("area"), tuple):
@@ -43,21 +77,14 @@ def overview(runs: pd.DataFrame) -> Figure:
             ink = "white" if areas[place, column] > 0.6 else "black"
             axes.text(column, place, shown if solved else f"{shown} ×", ha="center", va="center", color=ink, fontsize=6)
     image = axes.imshow(areas, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(columns)), list(columns), rotation=30, ha="right", rotation_mode="anchor")
     shown = looks(kinds)
-    axes.set_xticks(
-        range(len(found)), [SCENES[name].title for name in found], rotation=20, ha="right", rotation_mode="anchor"
-    )
     axes.set_yticks(range(len(kinds)), [shown[kind].title for kind in kinds])
     for border in np.flatnonzero(np.diff([list(GROUPS).index(describe(kind).group) for kind in kinds])):
         axes.axhline(border + 0.5, color="white", linewidth=2)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    figure.colorbar(image, label="area under the sink profile", pad=0.01)
-    figure.suptitle("Who sinks where: functions made against sinks, by task", fontsize=8)
-    of_scenes = [mitigations.of_scene(mitigations.with_fields(runs), name) for name in found]
-    note = f"×: at most {HALF:.0%} of the runs solve the task. Each function at its best learning rate by loss"
-    add_note(figure, note, pd.concat(of_scenes)[["attention_type", "seed"]])
-    return figure
+    return image
 
 
 @or_sentence
@@ -96,6 +123,10 @@ def draw_profile(axes: Axes, runs: pd.DataFrame, scene: str, kind: str, **line) 
     mean, low, high = mitigations.band(shares, group["seed"].to_numpy())
     axes.step(THRESHOLDS, mean, where="post", alpha=0.8, **line)
     axes.fill_between(THRESHOLDS, low, high, step="post", color=line["color"], alpha=0.15, linewidth=0)
+
+
+def _in_groups(kinds: set[str]) -> list[str]:
+    return [kind for group in GROUPS for kind in _in_order(kinds) if describe(kind).group == group]
 
 
 def _in_order(kinds: set[str]) -> list[str]:
