@@ -21,6 +21,7 @@ from src.analysis.mitigations import (
     area,
     by_optimizer,
     heads_of,
+    in_scene,
     of_scene,
     over_heads,
     profile,
@@ -135,19 +136,33 @@ def theorem(runs: pd.DataFrame) -> Finding:
     return Finding("; ".join(parts), verdict(min(least) > 0.95))
 
 
+OUTLETS = ("softmax1", "softmax_sink", "key_bias", "kv_bias", "softpick")
+
+
 def outlets(runs: pd.DataFrame) -> Finding:
     """A function with an outlet inside its normalisation uses it, and not the anchor."""
     parts, holds = [], []
     for name in ("trigger", "trigger_no_skip"):
         try:
-            found = sinks(runs, name, ("softmax1", "softmax_sink", "key_bias", "kv_bias"))
+            found = sinks(runs, name, OUTLETS)
         except LogError:
             continue
+        counts = [f"{kind} {on_the_anchor(runs, name, kind)}" for kind in found]
         parts.append(f"BOS's weight, {SCENES[name].title}: {listed(found)}")
+        parts.append(f"runs that put more than half on BOS, by rate: {', '.join(counts)}")
         holds += [falls_short(value, 0.5) for value in found.values()]
     if not parts:
         raise LogError("no run with an outlet solves trigger")
     return Finding("; ".join(parts), verdict(*holds))
+
+
+def on_the_anchor(runs: pd.DataFrame, name: str, kind: str) -> str:
+    """In how many of a function's runs that solve a scene BOS has more than half of the weight, for each rate."""
+    chosen = in_scene(with_fields(runs), name)
+    chosen = chosen[(chosen["attention_type"] == kind) & (chosen["state"] == "finished")]
+    chosen = chosen[solving(chosen, SCENES[name].task.solved)]
+    above = pd.Series(area(heads_of(chosen, SCENES[name].sink)) > 0.5, index=chosen.index)
+    return ", ".join(f"{of.sum()} of {len(of)} at {lr:g}" for lr, of in above.groupby(chosen["lr"]))
 
 
 def gates(runs: pd.DataFrame) -> Finding:

@@ -90,17 +90,24 @@ def with_fields(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(**{name: runs[name].fillna(DEFAULTS[name]) for name in NEW_FIELDS if runs[name].isna().any()})
 
 
-def of_scene(runs: pd.DataFrame, name: str, **fields: Any) -> pd.DataFrame:
-    """The runs of a scene that ended, each function at its best rate, under AdamW unless `fields` say otherwise. Of the
-    paper's functions those of TYPES alone."""
+def in_scene(runs: pd.DataFrame, name: str, **fields: Any) -> pd.DataFrame:
+    """The runs of a scene, under AdamW unless `fields` say otherwise (None: any value). Of the paper's functions those
+    of TYPES alone."""
     wanted = dict(SCENES[name].fields) | (fields or ADAMW)
-    missing = [field for field in wanted if field not in runs]
-    if missing:
+    if any(field not in runs for field in wanted):
         return runs[:0]
-    free = [field for field, value in fields.items() if value is None]
     others = set(PAPER) - set(TYPES)
-    chosen = alike(select(runs[~runs["attention_type"].isin(others)], **wanted), "lr", *free)
-    return at_best_rates(chosen, *free) if len(chosen) else chosen
+    return alike(select(runs[~runs["attention_type"].isin(others)], **wanted), "lr", *free_of(fields))
+
+
+def of_scene(runs: pd.DataFrame, name: str, **fields: Any) -> pd.DataFrame:
+    """Those runs of a scene (see `in_scene`) that ended, each function at its best rate."""
+    chosen = in_scene(runs, name, **fields)
+    return at_best_rates(chosen, *free_of(fields)) if len(chosen) else chosen
+
+
+def free_of(fields: Mapping[str, Any]) -> list[str]:
+    return [field for field, value in fields.items() if value is None]
 
 
 # Measures

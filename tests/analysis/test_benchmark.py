@@ -73,6 +73,12 @@ def test_verdicts_follow_the_numbers(runs):
         hypotheses.without_anchor(runs)
 
 
+def test_an_outlets_runs_are_counted_by_rate(runs):
+    """At the rate that is not its best, where softmax1 puts its attention on BOS, too."""
+    assert hypotheses.on_the_anchor(runs, "trigger", "softmax1") == "0 of 3 at 0.001, 3 of 3 at 0.003"
+    assert "softmax1 0 of 3 at 0.001, 3 of 3 at 0.003" in hypotheses.outlets(runs).measured
+
+
 def test_what_does_not_solve_the_task_says_nothing_of_sinks(runs):
     with pytest.raises(LogError, match="no run of relu_mean solves trigger"):
         hypotheses.sinks(runs, "trigger", ("relu_mean",))
