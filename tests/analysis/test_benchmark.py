@@ -69,8 +69,13 @@ def test_verdicts_follow_the_numbers(runs):
     spread = runs.copy()
     spread.loc[spread["attention_type"] == "gated_head", "0_0_abs_attn_bos"] = [0.7, 0.95, 0.99]
     assert hypotheses.gates(spread).verdict == "open"
-    with pytest.raises(LogError, match="without BOS"):
+    with pytest.raises(LogError, match="no run of softmax, .* on trigger, no BOS"):
         hypotheses.without_anchor(runs)
+    apart = pd.concat([runs, pd.DataFrame([trigger("softmax", 0, 0.2, error=0.8, use_bos=False)])], ignore_index=True)
+    assert hypotheses.without_anchor(apart) == hypotheses.Finding("solved: softmax 0 of 1", "holds")
+    rows = [trigger("softmax1", seed, 0.0, error=(0.01, 0.8)[seed == 2], use_bos=False) for seed in range(3)]
+    apart = pd.concat([apart, pd.DataFrame(rows)], ignore_index=True)
+    assert hypotheses.freed(apart) == hypotheses.Finding("solved: softmax1 2 of 3", "holds")
 
 
 def test_an_outlets_runs_are_counted_by_rate(runs):
