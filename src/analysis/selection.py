@@ -33,7 +33,7 @@ def settled(runs: pd.DataFrame) -> pd.DataFrame:
     unfinished = ~finished(runs)
     results = [name for name in runs if name not in FIELDS and name not in ABOUT]
     if unfinished.any() and runs.loc[unfinished, results].notna().any(axis=None):
-        runs = runs.assign(**runs[results].where(~unfinished))
+        runs = runs.assign(**runs[results].where(~unfinished)).copy()  # whole again, not in a piece for each column
     return runs
 
 

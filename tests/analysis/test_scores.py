@@ -109,6 +109,15 @@ def test_what_did_not_finish_has_no_results(induction):
     assert scores.by_type(induction, scores.accuracies(induction))["runs"].to_dict()["softmax"] == 3
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_wide_table_with_a_diverged_run_stays_in_one_piece():
+    """Else pandas warns of each of hundreds of columns."""
+    wide = pd.DataFrame({f"{i}_0_attn_entropy": [0.1, 0.2, 0.3] for i in range(150)})
+    runs = selection.settled(wide.assign(state=["finished", "diverged", "finished"], seed=0, **{"eval/loss": 1.0}).copy())
+    assert runs["149_0_attn_entropy"].isna().tolist() == [False, True, False]
+    runs["one more"] = 1.0
+
+
 def test_each_combination_weighs_the_same_where_that_is_asked():
     runs = pd.DataFrame({"attention_type": "softmax", "seed": [0, 1, 2, 0], "lr": [1e-3, 1e-3, 1e-3, 1e-2]})
     values = pd.Series([1.0, 1.0, 1.0, 0.0])
