@@ -24,12 +24,13 @@ from src.analysis.mitigations import (
     in_scene,
     of_scene,
     over_heads,
+    over_seeds,
     profile,
     summaries,
     summary,
     with_fields,
 )
-from src.analysis.scores import mean_interval, solving
+from src.analysis.scores import solving
 from src.analysis.selection import require_runs
 from src.analysis.tables import interval, markdown
 from src.cli import end_quietly_with_a_pipe, prepare_streams
@@ -70,7 +71,9 @@ def optimizers_table(runs: pd.DataFrame, name: str) -> str:
 
 def in_cell(value: Any) -> str:
     """A mean with its interval as text; a dash where there is none."""
-    return interval(*value) if isinstance(value, tuple) else "–"
+    if not isinstance(value, tuple):
+        return "–"
+    return interval(*value, seeds=1 if np.isnan(value[1]) else None)
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def verdict(*holds: bool | None) -> str:
 
 
 def exceeds(value: tuple[float, float, float], bound: float) -> bool | None:
-    """Whether a mean exceeds the bound; None where the bound is in its interval."""
+    """Whether a mean exceeds the bound; None where the bound is in its interval, or there is a single seed."""
     _, low, high = value
     return True if low > bound else False if high < bound else None
 
@@ -112,14 +115,14 @@ def sinks(runs: pd.DataFrame, name: str, kinds: Sequence[str], **fields: Any) ->
         group = chosen[(chosen["attention_type"] == kind) & (chosen["state"] == "finished")]
         group = group[solving(group, scene.task.solved)] if len(group) else group
         if len(group):
-            found[kind] = mean_interval(area(heads_of(group, scene.sink)), group["seed"].to_numpy())
+            found[kind] = over_seeds(area(heads_of(group, scene.sink)), group["seed"].to_numpy(), (0, 1))
     if not found:
         raise LogError(f"no run of {', '.join(kinds)} solves {scene.title}")
     return found
 
 
 def listed(values: Mapping[str, tuple]) -> str:
-    return ", ".join(f"{name} {interval(*value)}" for name, value in values.items())
+    return ", ".join(f"{name} {in_cell(value)}" for name, value in values.items())
 
 
 def theorem(runs: pd.DataFrame) -> Finding:
@@ -224,10 +227,10 @@ def descents(runs: pd.DataFrame) -> Finding:
         solved = group[solving(group, SCENES["backcopy"].task.solved)]
         if len(solved):
             values = area(heads_of(solved, SCENES["backcopy"].sink)), over_heads(solved, MEASURES["residual peak"])
-            found[name] = [mean_interval(v, solved["seed"].to_numpy(), bounds=(0, np.inf)) for v in values]
+            found[name] = [over_seeds(v, solved["seed"].to_numpy(), (0, np.inf)) for v in values]
     if not {"adamw", "sgd"} <= found.keys():
         raise LogError("no solved runs of softmax on backcopy under both adamw and sgd")
-    text = "; ".join(f"{name}: BOS's share {interval(*a)}, peak {interval(*b)}" for name, (a, b) in found.items())
+    text = "; ".join(f"{name}: BOS's share {in_cell(a)}, peak {in_cell(b)}" for name, (a, b) in found.items())
     lower = falls_short(found["sgd"][1], found["adamw"][1][0])
     return Finding(text, verdict(exceeds(found["sgd"][0], 0.5), lower))
 
@@ -256,7 +259,7 @@ def thresholds(runs: pd.DataFrame) -> Finding:
     for name in SCENES:
         chosen = of_scene(with_fields(runs), name)
         chosen = chosen[chosen["state"] == "finished"] if len(chosen) else chosen
-        if chosen["attention_type"].nunique() < 4:
+        if chosen["attention_type"].nunique() < 4 or chosen["seed"].nunique() < 3:
             continue
         heads = heads_of(chosen, SCENES[name].sink)
         shares = profile(heads, np.array([GU, PAPERS]))
@@ -268,7 +271,7 @@ def thresholds(runs: pd.DataFrame) -> Finding:
             parts.append(f"{SCENES[name].title} {lowest.min():.2f}")
             holds.append(bool(lowest.min() > 0.9))
     if not parts:
-        raise LogError("no scene with four functions or more")
+        raise LogError("no scene with four functions and three seeds or more")
     return Finding(f"smallest rank correlation of the three: {', '.join(parts)}", verdict(*holds))
 
 

@@ -139,6 +139,12 @@ def area(heads: np.ndarray) -> np.ndarray:
     return np.nanmean(heads.clip(0, 1), axis=1)
 
 
+def over_seeds(values: np.ndarray, seeds: np.ndarray, bounds: tuple[float, float]) -> tuple[float, float, float]:
+    """(mean, low, high) of `mean_interval`; low and high NaN for a single seed, of whose spread nothing is known."""
+    mean, low, high = mean_interval(values, seeds, bounds=bounds)
+    return (mean, low, high) if len(np.unique(seeds)) > 1 else (mean, np.nan, np.nan)
+
+
 def band(values: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     """Mean, low and high over seeds of each column of values (runs, K): (3, K)."""
     return np.array([mean_interval(column, seeds) for column in values.T]).T
@@ -169,7 +175,7 @@ def summary(runs: pd.DataFrame, scene: Scene) -> pd.DataFrame:
                 has = ~np.isnan(values)  # runs of older code lack some
                 if has.any():
                     bounds = (0, 1) if label in ("area", "entropy") else (0, np.inf)
-                    row[label] = mean_interval(values[has], done["seed"].to_numpy()[has], bounds=bounds)
+                    row[label] = over_seeds(values[has], done["seed"].to_numpy()[has], bounds)
         rows[name] = row
     order = [name for name in ATTENTION if name in rows] + [name for name in rows if name not in ATTENTION]
     return pd.DataFrame.from_dict(rows, orient="index").reindex(order)

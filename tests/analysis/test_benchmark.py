@@ -78,6 +78,13 @@ def test_verdicts_follow_the_numbers(runs):
     assert hypotheses.freed(apart) == hypotheses.Finding("solved: softmax1 2 of 3", "holds")
 
 
+def test_one_seed_is_a_hint_and_decides_nothing(runs):
+    runs = runs[runs["seed"] == 0]
+    found = hypotheses.gates(runs)
+    assert found == hypotheses.Finding("BOS's weight: gated_head 1.00 (1 seed)", "open")
+    assert "1.00 (1 seed)" in hypotheses.table(runs, "trigger")
+
+
 def test_an_outlets_runs_are_counted_by_rate(runs):
     """At the rate that is not its best, where softmax1 puts its attention on BOS, too."""
     assert hypotheses.on_the_anchor(runs, "trigger", "softmax1") == "0 of 3 at 0.001, 3 of 3 at 0.003"

@@ -113,7 +113,9 @@ def test_what_did_not_finish_has_no_results(induction):
 def test_a_wide_table_with_a_diverged_run_stays_in_one_piece():
     """Else pandas warns of each of hundreds of columns."""
     wide = pd.DataFrame({f"{i}_0_attn_entropy": [0.1, 0.2, 0.3] for i in range(150)})
-    runs = selection.settled(wide.assign(state=["finished", "diverged", "finished"], seed=0, **{"eval/loss": 1.0}).copy())
+    runs = selection.settled(
+        wide.assign(state=["finished", "diverged", "finished"], seed=0, **{"eval/loss": 1.0}).copy()
+    )
     assert runs["149_0_attn_entropy"].isna().tolist() == [False, True, False]
     runs["one more"] = 1.0
 
