@@ -23,7 +23,6 @@ from src.analysis.mitigations import (
     heads_of,
     in_scene,
     of_scene,
-    over_heads,
     over_seeds,
     profile,
     summaries,
@@ -220,25 +219,26 @@ def drains(runs: pd.DataFrame) -> Finding:
 
 def descents(runs: pd.DataFrame) -> Finding:
     """Gradient descent has softmax's sinks on backcopy without the residual peaks that AdamW has (Guo et al.)."""
-    chosen = of_scene(with_fields(runs), "backcopy", optimizer=None, weight_decay=0.01, beta2=0.999)
-    chosen = chosen[(chosen["attention_type"] == "softmax") & (chosen["state"] == "finished")]
-    found = {}
-    for name, group in chosen.groupby("optimizer"):
-        solved = group[solving(group, SCENES["backcopy"].task.solved)]
-        if len(solved):
-            values = area(heads_of(solved, SCENES["backcopy"].sink)), over_heads(solved, MEASURES["residual peak"])
-            found[name] = [over_seeds(v, solved["seed"].to_numpy(), (0, np.inf)) for v in values]
-    if not {"adamw", "sgd"} <= found.keys():
-        raise LogError("no solved runs of softmax on backcopy under both adamw and sgd")
-    text = "; ".join(f"{name}: BOS's share {in_cell(a)}, peak {in_cell(b)}" for name, (a, b) in found.items())
-    lower = falls_short(found["sgd"][1], found["adamw"][1][0])
-    return Finding(text, verdict(exceeds(found["sgd"][0], 0.5), lower))
+    columns = by_optimizer(runs, "backcopy")
+    found = {label: columns[label].loc["softmax"] for label in ("AdamW", "gradient descent") if label in columns}
+    if len(found) < 2:
+        raise LogError("no runs of softmax on backcopy under both AdamW and gradient descent")
+    parts = [
+        f"{label}: {row['solved']} of {row['runs']} solve it at lr {row['lr']:g}, BOS's share {in_cell(row['area'])}, "
+        f"peak {in_cell(row['residual peak'])}"
+        for label, row in found.items()
+    ]
+    adam, descent = found.values()
+    if not (adam["solved"] and descent["solved"]):
+        return Finding("; ".join(parts), verdict(None))
+    lower = falls_short(descent["residual peak"], adam["residual peak"][0])
+    return Finding("; ".join(parts), verdict(exceeds(descent["area"], 0.5), lower))
 
 
 def one_optimizer(runs: pd.DataFrame) -> Finding:
-    """Whether a function sinks does not depend on the optimiser."""
+    """Whether a function gives more than half of its attention to one key does not depend on the optimiser."""
     parts, holds = [], []
-    for name in ("trigger", "backcopy"):
+    for name in ("trigger", "backcopy", "classification"):
         areas: dict[str, dict[str, tuple]] = {}
         for label, rows in by_optimizer(runs, name).items():
             for kind, row in rows[2 * rows["solved"] > rows["runs"]].iterrows():
@@ -247,9 +247,9 @@ def one_optimizer(runs: pd.DataFrame) -> Finding:
             if len(found) > 1:
                 parts.append(f"{SCENES[name].title}, {kind}: {listed(found)}")
                 above = {exceeds(value, 0.5) for value in found.values()}
-                holds.append(None if None in above else len(above) == 1)
+                holds.append(False if above >= {True, False} else None if None in above else True)
     if not parts:
-        raise LogError("no function that solves trigger or backcopy under several optimisers")
+        raise LogError("no function that solves a task under several optimisers")
     return Finding("; ".join(parts), verdict(*holds))
 
 

@@ -140,12 +140,42 @@ def test_optimizers_beside_each_other(runs):
     assert rows[0].split(" | ")[1:] == ["AdamW", "gradient descent", "Muon |"]
     assert "0.91 [0.89, 0.93]; 3 of 3, lr 0.01" in rows[2]
     assert hypotheses.one_optimizer(runs).verdict == "does not hold"
+    unsure = [*under("momentum", "softmax", 0.5), *under("muon", "softmax", 0.1)]
+    unsure = pd.concat([runs[runs["optimizer"] == "adamw"], pd.DataFrame(unsure)], ignore_index=True)
+    assert (
+        hypotheses.one_optimizer(unsure).verdict == "does not hold"
+    )  # one in the middle decides nothing, two others do
+    assert hypotheses.one_optimizer(unsure[unsure["optimizer"] != "muon"]).verdict == "open"
     alike = runs[(runs["optimizer"] != "muon") & (runs["attention_type"] == "softmax")]
     assert hypotheses.one_optimizer(alike).verdict == "holds"
     figure = figures.optimizers(runs)
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["trigger"]
     assert {"0.99", "0.91", "0.11"} <= {text.get_text() for text in figure.axes[0].texts}
     assert hypotheses.tables(runs).endswith(hypotheses.optimizers_table(runs, "trigger"))
+
+
+def backcopy(optimizer: str, share: float, peak: float, accuracy: float = 0.99) -> list[dict]:
+    """Runs of softmax on backcopy."""
+    rows = []
+    for seed in range(3):
+        config = RunConfig(task="backcopy", seed=seed, optimizer=optimizer)
+        measured = {"eval/loss": 1.0, "eval/acc": accuracy, "0_0_rel_attn_bos_global": share + 0.01 * seed}
+        measured |= {"0_residual_peak": peak + 0.1 * seed, "state": "finished", "hash": config.hash}
+        rows.append(config.to_dict() | measured)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("descent", "verdict"),
+    [((0.8, 1.0), "holds"), ((0.8, 9.0), "does not hold"), ((0.1, 1.0), "does not hold"), ((0.8, 1.0, 0.2), "open")],
+)
+def test_gradient_descent_beside_adamw_on_backcopy(descent, verdict):
+    runs = pd.DataFrame([*backcopy("adamw", 0.9, 5.0), *backcopy("sgd", *descent)])
+    found = hypotheses.descents(runs)
+    assert found.verdict == verdict
+    assert "AdamW: 3 of 3 solve it at lr 0.01, BOS's share 0.91" in found.measured
+    with pytest.raises(LogError, match="under both"):
+        hypotheses.descents(runs[runs["optimizer"] == "adamw"])
 
 
 def test_a_table_without_the_benchmarks_runs_is_a_sentence():
