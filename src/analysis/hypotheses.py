@@ -106,10 +106,10 @@ def falls_short(value: tuple[float, float, float], bound: float) -> bool | None:
     return None if above is None else not above
 
 
-def sinks(runs: pd.DataFrame, name: str, kinds: Sequence[str], **fields: Any) -> dict[str, tuple]:
+def sinks(runs: pd.DataFrame, name: str, kinds: Sequence[str]) -> dict[str, tuple]:
     """The mean area under the sink profile and its interval, of the runs of each kind that solve the scene."""
     found, scene = {}, SCENES[name]
-    chosen = of_scene(with_fields(runs), name, **fields)
+    chosen = of_scene(with_fields(runs), name)
     for kind in kinds:
         group = chosen[(chosen["attention_type"] == kind) & (chosen["state"] == "finished")]
         group = group[solving(group, scene.task.solved)] if len(group) else group

@@ -91,23 +91,18 @@ def with_fields(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_scene(runs: pd.DataFrame, name: str, **fields: Any) -> pd.DataFrame:
-    """The runs of a scene, under AdamW unless `fields` say otherwise (None: any value). Of the paper's functions those
-    of TYPES alone."""
+    """The runs of a scene, under AdamW unless `fields` say otherwise. Of the paper's functions those of TYPES alone."""
     wanted = dict(SCENES[name].fields) | (fields or ADAMW)
     if any(field not in runs for field in wanted):
         return runs[:0]
     others = set(PAPER) - set(TYPES)
-    return alike(select(runs[~runs["attention_type"].isin(others)], **wanted), "lr", *free_of(fields))
+    return alike(select(runs[~runs["attention_type"].isin(others)], **wanted), "lr")
 
 
 def of_scene(runs: pd.DataFrame, name: str, **fields: Any) -> pd.DataFrame:
     """Those runs of a scene (see `in_scene`) that ended, each function at its best rate."""
     chosen = in_scene(runs, name, **fields)
-    return at_best_rates(chosen, *free_of(fields)) if len(chosen) else chosen
-
-
-def free_of(fields: Mapping[str, Any]) -> list[str]:
-    return [field for field, value in fields.items() if value is None]
+    return at_best_rates(chosen) if len(chosen) else chosen
 
 
 # Measures

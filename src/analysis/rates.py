@@ -11,15 +11,15 @@ from src.config import RunConfig
 from src.errors import require
 
 
-def at_best_rates(runs: pd.DataFrame, *by: str) -> pd.DataFrame:
-    """Of the runs that ended and differ in `by`, attention type, lr and seed alone: those at the learning rate with the
-    lowest mean eval/loss, for each attention type and value of `by`.
+def at_best_rates(runs: pd.DataFrame) -> pd.DataFrame:
+    """Of the runs that ended and differ in attention type, lr and seed alone: those at the learning rate with the
+    lowest mean eval/loss, for each attention type.
 
     Means are over the seeds that all of its rates have, where there are such; a run that diverged has an infinite loss.
     Of rates that all diverged, the smallest.
     """
     require_columns(runs, ["attention_type", "lr", "seed", "eval/loss"])
-    chosen = [group[group["lr"] == best_rate(group)] for _, group in runs.groupby(["attention_type", *by], sort=False)]
+    chosen = [group[group["lr"] == best_rate(group)] for _, group in runs.groupby("attention_type", sort=False)]
     return pd.concat(chosen) if chosen else runs
 
 

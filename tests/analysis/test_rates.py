@@ -6,7 +6,7 @@ import pytest
 from of_trigger import trigger
 
 import train
-from src.analysis import rates
+from src.analysis import mitigations, rates
 from src.config import ConfigError, RunConfig
 
 
@@ -33,11 +33,12 @@ def test_a_rate_is_judged_by_the_seeds_that_all_rates_have_and_divergence_is_an_
     assert rates.best_rate(pd.DataFrame(diverged)) == 1e-3
 
 
-def test_rates_are_chosen_apart_by_what_is_named():
+def test_rates_are_chosen_apart_for_each_optimiser():
     rows = [trigger("softmax", 0, 1, optimizer="sgd", lr=lr, loss=loss) for lr, loss in ((1.0, 0.1), (0.1, 0.5))]
     rows += [trigger("softmax", 0, 1, lr=lr, loss=loss) for lr, loss in ((1e-2, 0.3), (1e-3, 0.2))]
-    best = rates.at_best_rates(pd.DataFrame(rows), "optimizer")
-    assert best.set_index("optimizer")["lr"].to_dict() == {"sgd": 1.0, "adamw": 1e-3}
+    columns = mitigations.by_optimizer(pd.DataFrame(rows), "trigger")
+    best = {label: row["lr"] for label, rows in columns.items() for _, row in rows.iterrows()}
+    assert best == {"gradient descent": 1.0, "AdamW": 1e-3}
 
 
 def sweep(*kinds: str) -> list[RunConfig]:
