@@ -12,6 +12,7 @@ from of_trigger import trigger
 from src.analysis import figures, hypotheses, mitigations
 from src.config import RunConfig
 from src.errors import LogError
+from src.runs import ROOT, load_runs
 
 
 @pytest.fixture
@@ -204,3 +205,10 @@ def test_the_command_prints_hypotheses_and_tables(runs, tmp_path, capsys):
     assert "| trigger | solved |" in printed
     assert hypotheses.main([str(tmp_path / "none.parquet")]) == 2
     assert "error: there is no table" in capsys.readouterr().err
+
+
+def test_the_results_say_what_the_committed_runs_say():
+    page = (ROOT / "results" / "README.md").read_text()
+    runs = load_runs(mitigations.RESULTS)
+    assert f"{len(runs):,} runs, {(runs['state'] == 'diverged').sum()} of which diverged" in page
+    assert hypotheses.hypotheses(load_runs(mitigations.SOURCES)) in page
