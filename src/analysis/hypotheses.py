@@ -210,10 +210,12 @@ def drains(runs: pd.DataFrame) -> Finding:
         raise LogError("no runs of softmax and relu_mean on backcopy")
     soft, relu = (rows.loc[name] for name in ("softmax", "relu_mean"))
     text = "; ".join(
-        f"{name}: BOS's share {in_cell(row['area'])}, value drain {in_cell(row['value drain'])}"
+        f"{name}: BOS's share {in_cell(row['area'])}, value drain {in_cell(row['value drain'])}, "
+        f"residual peak {in_cell(row['residual peak'])}"
         for name, row in (("softmax", soft), ("relu_mean", relu))
     )
-    holds = [exceeds(soft["area"], 0.5), falls_short(soft["value drain"], 0.5), falls_short(relu["area"], 0.5)]
+    holds = [exceeds(soft["area"], 0.5), falls_short(soft["value drain"], 0.5)]
+    holds += [falls_short(relu["area"], 0.5), exceeds(relu["value drain"], 0.5)]
     return Finding(text, verdict(*holds))
 
 

@@ -50,7 +50,9 @@ def optimizers(runs: pd.DataFrame) -> Figure:
     found = {name: columns for name, columns in found.items() if len(columns) > 1}
     require_runs(runs if found else runs[:0], "of a task under several optimisers")
     kinds = _in_groups({kind for columns in found.values() for rows in columns.values() for kind in rows.index})
-    figure, grid = plt.subplots(1, len(found), figsize=(PAGE, 1.9 + 0.2 * len(kinds)), sharey=True, squeeze=False)
+    widths = {"width_ratios": [len(columns) for columns in found.values()]}  # cells of one size
+    size = PAGE, 1.9 + 0.2 * len(kinds)
+    figure, grid = plt.subplots(1, len(found), figsize=size, sharey=True, squeeze=False, gridspec_kw=widths)
     for axes, (name, columns) in zip(grid[0], found.items(), strict=True):
         image = draw_areas(axes, columns, kinds)
         axes.set_title(SCENES[name].title)
