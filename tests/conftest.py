@@ -11,3 +11,8 @@ torch.set_num_threads(1)
 # A shell's background jobs ignore Ctrl-C, and so would all that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest tests first, so that at the end no process waits for another."""
+    items.sort(key=lambda item: item.path.name not in ("test_notebooks.py", "test_workers.py"))
