@@ -30,7 +30,7 @@ from src.analysis.mitigations import (
     with_fields,
 )
 from src.analysis.scores import solving
-from src.analysis.selection import require_runs
+from src.analysis.selection import require_columns, require_runs
 from src.analysis.tables import interval, markdown
 from src.cli import end_quietly_with_a_pipe, prepare_streams
 from src.runs import LogError, load_runs
@@ -197,17 +197,19 @@ def freed(runs: pd.DataFrame) -> Finding:
 
 def who_solves(runs: pd.DataFrame, name: str, kinds: Sequence[str]) -> dict[str, tuple[int, int]]:
     """How many runs of each kind solve a scene, and how many there are."""
-    rows = summaries(runs).get(name)
-    if rows is None or not set(kinds) & set(rows.index):
-        raise LogError(f"no run of {', '.join(kinds)} on {SCENES[name].title}")
+    chosen = of_scene(with_fields(runs), name)
+    chosen = chosen[chosen["attention_type"].isin(kinds)]
+    require_runs(chosen, f"of {', '.join(kinds)} on {SCENES[name].title}")
+    rows = summary(chosen, SCENES[name])
     return {kind: (rows.loc[kind, "solved"], rows.loc[kind, "runs"]) for kind in kinds if kind in rows.index}
 
 
 def drains(runs: pd.DataFrame) -> Finding:
     """On backcopy softmax sinks and drains the anchor's value; relu_mean does neither."""
-    rows = summaries(runs).get("backcopy")
-    if rows is None or not {"softmax", "relu_mean"} <= set(rows.index):
+    chosen = of_scene(with_fields(runs), "backcopy")
+    if not {"softmax", "relu_mean"} <= set(chosen["attention_type"]):
         raise LogError("no runs of softmax and relu_mean on backcopy")
+    rows = summary(chosen, SCENES["backcopy"])
     soft, relu = (rows.loc[name] for name in ("softmax", "relu_mean"))
     text = "; ".join(
         f"{name}: BOS's share {in_cell(row['area'])}, value drain {in_cell(row['value drain'])}, "
@@ -292,8 +294,9 @@ HYPOTHESES: dict[str, Callable[[pd.DataFrame], Finding]] = {
 
 
 def hypotheses(runs: pd.DataFrame) -> str:
-    """Each hypothesis with what was measured and the verdict, in Markdown."""
-    rows = []
+    """Each hypothesis with what was measured and the verdict, in Markdown; LogError for a table of no runs."""
+    require_columns(runs, ["task", "state", "attention_type", "seed", "lr"])
+    runs, rows = with_fields(runs), []
     for hypothesis in HYPOTHESES.values():
         try:
             found = hypothesis(runs)

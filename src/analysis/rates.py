@@ -18,18 +18,25 @@ def at_best_rates(runs: pd.DataFrame) -> pd.DataFrame:
     Means are over the seeds that all of its rates have, where there are such; a run that diverged has an infinite loss.
     Of rates that all diverged, the smallest.
     """
-    require_columns(runs, ["attention_type", "lr", "seed", "eval/loss"])
-    chosen = [group[group["lr"] == best_rate(group)] for _, group in runs.groupby("attention_type", sort=False)]
-    return pd.concat(chosen) if chosen else runs
+    require_columns(runs, columns := ["attention_type", "lr", "seed", "eval/loss"])
+    best = {name: best_rate(group) for name, group in runs[columns].groupby("attention_type", sort=False)}
+    return runs[runs["lr"] == runs["attention_type"].map(best)]
 
 
 def best_rate(runs: pd.DataFrame) -> float:
     """The learning rate with the lowest mean loss of runs of one function; see `at_best_rates`."""
-    losses = runs.assign(loss=runs["eval/loss"].astype(float).fillna(np.inf))
-    by_seed = losses.pivot_table(index="seed", columns="lr", values="loss", aggfunc="mean", dropna=False)
-    shared = by_seed.dropna()
-    means = (shared if len(shared) else by_seed).mean()
-    return means.index[int(np.argmin(means.to_numpy()))]
+    losses = runs["eval/loss"].astype(float).fillna(np.inf).to_numpy()
+    lrs, column = np.unique(runs["lr"], return_inverse=True)
+    seeds, row = np.unique(runs["seed"], return_inverse=True)
+    totals, counts = np.zeros((2, len(seeds), len(lrs)))
+    np.add.at(totals, (row, column), losses)
+    np.add.at(counts, (row, column), 1)
+    shared = (counts > 0).all(axis=1)
+    if shared.any():
+        totals, counts = totals[shared], counts[shared]
+    there = counts > 0
+    means = np.divide(totals, counts, out=np.zeros_like(totals), where=there).sum(axis=0) / there.sum(axis=0)
+    return float(lrs[np.argmin(means)])
 
 
 def points_at_best_rates(points: Sequence[RunConfig], runs: pd.DataFrame) -> list[RunConfig]:

@@ -207,6 +207,12 @@ def test_the_command_prints_hypotheses_and_tables(runs, tmp_path, capsys):
     assert "error: there is no table" in capsys.readouterr().err
 
 
+def test_a_table_without_runs_is_refused(runs):
+    for table in (pd.DataFrame(), runs.drop(columns="attention_type")):
+        with pytest.raises(LogError, match="train some|lacks attention_type"):
+            hypotheses.hypotheses(table)
+
+
 def test_the_results_say_what_the_committed_runs_say():
     page = (ROOT / "results" / "README.md").read_text()
     runs = load_runs(mitigations.RESULTS)
