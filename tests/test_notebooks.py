@@ -18,12 +18,13 @@ BEGINNING = """
 %matplotlib agg
 import os
 import matplotlib.pyplot as plt
-from src.analysis.figures import style
+from src.analysis.figures import animation, style
 os.chdir({folder!r})
 plt.close("all")
 style.STYLE.update({{"savefig.dpi": 60, "figure.dpi": 60, "pdf.fonttype": 3, "figure.constrained_layout.use": False}})
 plt.style.use(style.IN_STYLE)
 style.FOLDER = {folder!r}
+animation.DOTS_PER_INCH = 60
 """
 
 

@@ -308,6 +308,7 @@ def hypotheses(runs: pd.DataFrame) -> str:
 
 def tables(runs: pd.DataFrame) -> str:
     """The tables of all scenes that there are runs of, and of those under several optimisers."""
+    runs = with_fields(runs)
     texts = [table(runs, name) for name in summaries(runs)]
     texts += [optimizers_table(runs, name) for name in SCENES if len(by_optimizer(runs, name)) > 1]
     return "\n\n".join(texts)

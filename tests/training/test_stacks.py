@@ -36,7 +36,7 @@ MEMBERS = [  # of one learning rate side by side
     {"seed": 1, "lr": 1e-2, "aux_loss_weight": 0.7},
     {"seed": 0, "lr": 1e-3, "aux_loss_weight": 0.0},
 ]
-SIZES = {"num_train": 64 * 25, "num_epochs": 2}  # 50 steps
+SIZES = {"num_train": 64 * 10, "num_epochs": 2}  # 20 steps
 VARIANTS = [
     {"task": task, "attention_type": name}
     for task in ("induction", "classification")
@@ -90,12 +90,12 @@ def _double():
 @pytest.mark.usefixtures("_double")
 @pytest.mark.parametrize("fields", VARIANTS, ids=lambda f: "-".join(map(str, f.values())))
 def test_members_are_the_single_runs(fields):
-    """Every loss of 50 steps, every epoch's and every final result, and the model that observers see."""
+    """Every loss of 20 steps, every epoch's and every final result, and the model that observers see."""
     configs = members(**fields)
     stacked, outcomes = trained(configs)
     for config, seen, outcome in zip(configs, stacked, outcomes, strict=True):
         (alone,), (summary,) = trained([config])
-        assert len(seen.losses) == 50
+        assert len(seen.losses) == 20
         torch.testing.assert_close(seen.losses, alone.losses, rtol=1e-10, atol=1e-15)
         torch.testing.assert_close(seen.norms, alone.norms, rtol=1e-10, atol=0)
         assert [epoch.keys() for epoch in seen.epochs] == [epoch.keys() for epoch in alone.epochs]
@@ -136,7 +136,7 @@ def test_a_diverging_member_ends_alone(task):
     without, expected = trained(configs)
     assert isinstance(outcomes[2], DivergedError)
     ill = stacked[2]
-    assert len(ill.losses) == 25
+    assert len(ill.losses) == 10
     assert len(ill.epochs) == 2
     assert not math.isfinite(ill.epochs[1]["train/loss"])
     ((state, summary, error),) = ill.ends

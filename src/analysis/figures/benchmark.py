@@ -31,6 +31,7 @@ OF_CELLS = f"×: at most {HALF:.0%} of the runs solve the task. Each function at
 def overview(runs: pd.DataFrame) -> Figure:
     """Functions × scenes: the colour is the mean area under the sink profile, which is written in the cell; a cross
     marks where no more than half of the runs solve the task, and a blank cell has no runs."""
+    runs = mitigations.with_fields(runs)
     found = {SCENES[name].title: rows for name, rows in mitigations.summaries(runs).items()}
     require_runs(runs if found else runs[:0], "of a task of the benchmark")
     kinds = _in_groups({kind for rows in found.values() for kind in rows.index})
@@ -38,7 +39,7 @@ def overview(runs: pd.DataFrame) -> Figure:
     image = draw_areas(axes, found, kinds)
     figure.colorbar(image, label="area under the sink profile", pad=0.01)
     figure.suptitle("Who sinks where: functions made against sinks, by task", fontsize=8)
-    of_scenes = [mitigations.of_scene(mitigations.with_fields(runs), name) for name in SCENES]
+    of_scenes = [mitigations.of_scene(runs, name) for name in SCENES]
     add_note(figure, OF_CELLS, pd.concat(of_scenes)[["attention_type", "seed"]])
     return figure
 
@@ -46,6 +47,7 @@ def overview(runs: pd.DataFrame) -> Figure:
 @or_sentence
 def optimizers(runs: pd.DataFrame) -> Figure:
     """Functions × optimisers, a panel for each scene that was trained under several; cells as in `overview`."""
+    runs = mitigations.with_fields(runs)
     found = {name: mitigations.by_optimizer(runs, name) for name in SCENES}
     found = {name: columns for name, columns in found.items() if len(columns) > 1}
     require_runs(runs if found else runs[:0], "of a task under several optimisers")
@@ -59,8 +61,7 @@ def optimizers(runs: pd.DataFrame) -> Figure:
     figure.colorbar(image, ax=grid, label="area under\nthe sink profile", pad=0.01)
     figure.suptitle("Who sinks under which optimiser", fontsize=8)
     fields = mitigations.OPTIMIZERS.values()
-    filled = mitigations.with_fields(runs)
-    shown = [mitigations.of_scene(filled, name, **options) for name in found for options in fields]
+    shown = [mitigations.of_scene(runs, name, **options) for name in found for options in fields]
     shown = pd.concat([group[group["attention_type"].isin(kinds)] for group in shown])
     add_note(figure, OF_CELLS, shown[["attention_type", "seed"]])
     return figure
