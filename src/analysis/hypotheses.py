@@ -106,15 +106,17 @@ def falls_short(value: tuple[float, float, float], bound: float) -> bool | None:
     return None if above is None else not above
 
 
-def sinks(runs: pd.DataFrame, name: str, kinds: Sequence[str]) -> dict[str, tuple]:
-    """The mean area under the sink profile and its interval, of the runs of each kind that solve the scene."""
+def sinks(runs: pd.DataFrame, name: str, kinds: Sequence[str], columns: str | None = None) -> dict[str, tuple]:
+    """The mean area under the sink profile and its interval, of the runs of each kind that solve the scene; of the
+    heads' `columns` where they are given."""
     found, scene = {}, SCENES[name]
     chosen = of_scene(with_fields(runs), name)
     for kind in kinds:
         group = chosen[(chosen["attention_type"] == kind) & (chosen["state"] == "finished")]
         group = group[solving(group, scene.task.solved)] if len(group) else group
         if len(group):
-            found[kind] = over_seeds(area(heads_of(group, scene.sink)), group["seed"].to_numpy(), (0, 1))
+            weights = area(heads_of(group, columns or scene.sink))
+            found[kind] = over_seeds(weights, group["seed"].to_numpy(), (0, 1))
     if not found:
         raise LogError(f"no run of {', '.join(kinds)} solves {scene.title}")
     return found
@@ -144,9 +146,9 @@ def theorem(runs: pd.DataFrame) -> Finding:
 def outlets(runs: pd.DataFrame) -> Finding:
     """A function with an outlet inside its normalisation uses it, and not the anchor."""
     parts, holds = [], []
-    for name in ("trigger", "trigger_no_skip"):
+    for name in ("trigger", "trigger_no_skip", "backcopy", "induction"):
         try:
-            found = sinks(runs, name, OUTLETS)
+            found = sinks(runs, name, OUTLETS, SCENES[name].anchor)
         except LogError:
             continue
         counts = [f"{kind} {on_the_anchor(runs, name, kind)}" for kind in found]
@@ -154,7 +156,7 @@ def outlets(runs: pd.DataFrame) -> Finding:
         parts.append(f"runs that put more than half on BOS, by rate: {', '.join(counts)}")
         holds += [falls_short(value, 0.5) for value in found.values()]
     if not parts:
-        raise LogError("no run with an outlet solves trigger")
+        raise LogError("no run with an outlet solves trigger, backcopy or induction")
     return Finding("; ".join(parts), verdict(*holds))
 
 
@@ -163,7 +165,7 @@ def on_the_anchor(runs: pd.DataFrame, name: str, kind: str) -> str:
     chosen = in_scene(with_fields(runs), name)
     chosen = chosen[(chosen["attention_type"] == kind) & (chosen["state"] == "finished")]
     chosen = chosen[solving(chosen, SCENES[name].task.solved)]
-    above = pd.Series(area(heads_of(chosen, SCENES[name].sink)) > 0.5, index=chosen.index)
+    above = pd.Series(area(heads_of(chosen, SCENES[name].anchor)) > 0.5, index=chosen.index)
     return ", ".join(f"{of.sum()} of {len(of)} at {lr:g}" for lr, of in above.groupby(chosen["lr"]))
 
 

@@ -36,11 +36,13 @@ class Scene:
         title: How tables and figures call it.
         fields: What its runs have in common, their task among it.
         sink: Regular expression of the columns of heads that say how much goes to the anchor, or to one key.
+        anchor: That of the anchor's own weight, where there is one. The sink score may be its share of the row's sum.
     """
 
     title: str
     fields: Mapping[str, Any]
     sink: str
+    anchor: str | None = None
 
     @property
     def task(self) -> type[Task]:
@@ -52,15 +54,15 @@ _USUAL = {"task": "trigger", "use_bos": True, "use_residual": True}
 _MAIN = {"task": "induction", "aux_loss_weight": 0.2, "shift_query_token": True, "positional_type": "add"}
 _BOS, _SHARE, _LARGEST = r"\d+_\d+_abs_attn_bos", r"\d+_\d+_rel_attn_bos_global", r"\d+_\d+_rel_attn_max"
 SCENES = {
-    "trigger": Scene("trigger", _BARE | _USUAL, _BOS),
-    "trigger_no_skip": Scene("trigger, no skip", _BARE | {"use_bos": True, "use_residual": False}, _BOS),
+    "trigger": Scene("trigger", _BARE | _USUAL, _BOS, _BOS),
+    "trigger_no_skip": Scene("trigger, no skip", _BARE | {"use_bos": True, "use_residual": False}, _BOS, _BOS),
     "trigger_no_bos": Scene("trigger, no BOS", _BARE | {"use_bos": False, "use_residual": True}, _BOS),
     "trigger_neither": Scene("trigger, neither", _BARE | {"use_bos": False, "use_residual": False}, _BOS),
-    "trigger_norm": Scene("trigger, LayerNorm", _USUAL | {"use_mlp": False, "use_layernorm": True}, _BOS),
-    "trigger_mlp": Scene("trigger, MLP", _USUAL | {"use_mlp": True, "use_layernorm": False}, _BOS),
-    "trigger_both": Scene("trigger, MLP and LayerNorm", _USUAL | {"use_mlp": True, "use_layernorm": True}, _BOS),
-    "backcopy": Scene("backcopy", {"task": "backcopy"}, _SHARE),
-    "induction": Scene("induction", _MAIN, _SHARE.replace(r"\d+", "1", 1)),
+    "trigger_norm": Scene("trigger, LayerNorm", _USUAL | {"use_mlp": False, "use_layernorm": True}, _BOS, _BOS),
+    "trigger_mlp": Scene("trigger, MLP", _USUAL | {"use_mlp": True, "use_layernorm": False}, _BOS, _BOS),
+    "trigger_both": Scene("trigger, MLP and LayerNorm", _USUAL | {"use_mlp": True, "use_layernorm": True}, _BOS, _BOS),
+    "backcopy": Scene("backcopy", {"task": "backcopy"}, _SHARE, _BOS),
+    "induction": Scene("induction", _MAIN, *(of.replace(r"\d+", "1", 1) for of in (_SHARE, _BOS))),
     "classification": Scene(
         "classification 1 × 1", {"task": "classification", "num_layers": 1, "num_heads": 1}, _LARGEST
     ),

@@ -92,6 +92,18 @@ def test_an_outlets_runs_are_counted_by_rate(runs):
     assert "softmax1 0 of 3 at 0.001, 3 of 3 at 0.003" in hypotheses.outlets(runs).measured
 
 
+def test_an_outlet_is_judged_by_the_anchors_weight_not_its_share_of_the_row(runs):
+    """All that is left of a row that the outlet has almost emptied may be on BOS."""
+    rows = backcopy("adamw", 0.9, 1.0)
+    for row in rows:
+        row.update({"attention_type": "softmax1", "0_0_abs_attn_bos": 0.1})
+    both = pd.concat([runs, pd.DataFrame(rows)], ignore_index=True)
+    assert "BOS's weight, backcopy: softmax1 0.10; " in hypotheses.outlets(both).measured
+    assert hypotheses.outlets(both).verdict == "holds"
+    both.loc[both["task"] == "backcopy", "0_0_abs_attn_bos"] = 0.9
+    assert hypotheses.outlets(both).verdict == "does not hold"
+
+
 def test_what_does_not_solve_the_task_says_nothing_of_sinks(runs):
     with pytest.raises(LogError, match="no run of relu_mean solves trigger"):
         hypotheses.sinks(runs, "trigger", ("relu_mean",))
