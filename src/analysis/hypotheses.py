@@ -151,22 +151,21 @@ def outlets(runs: pd.DataFrame) -> Finding:
             found = sinks(runs, name, OUTLETS, SCENES[name].anchor)
         except LogError:
             continue
-        counts = [f"{kind} {on_the_anchor(runs, name, kind)}" for kind in found]
-        parts.append(f"BOS's weight, {SCENES[name].title}: {listed(found)}")
-        parts.append(f"runs that put more than half on BOS, by rate: {', '.join(counts)}")
+        counts = on_the_anchor(runs, name, list(found))
+        parts.append(f"BOS's weight, {SCENES[name].title}: {listed(found)} (more than half in {counts})")
         holds += [falls_short(value, 0.5) for value in found.values()]
     if not parts:
         raise LogError("no run with an outlet solves trigger, backcopy or induction")
     return Finding("; ".join(parts), verdict(*holds))
 
 
-def on_the_anchor(runs: pd.DataFrame, name: str, kind: str) -> str:
-    """In how many of a function's runs that solve a scene BOS has more than half of the weight, for each rate."""
+def on_the_anchor(runs: pd.DataFrame, name: str, kinds: Sequence[str]) -> str:
+    """In how many of the functions' runs that solve a scene BOS has more than half of the weight, for each rate."""
     chosen = in_scene(with_fields(runs), name)
-    chosen = chosen[(chosen["attention_type"] == kind) & (chosen["state"] == "finished")]
+    chosen = chosen[chosen["attention_type"].isin(kinds) & (chosen["state"] == "finished")]
     chosen = chosen[solving(chosen, SCENES[name].task.solved)]
     above = pd.Series(area(heads_of(chosen, SCENES[name].anchor)) > 0.5, index=chosen.index)
-    return ", ".join(f"{of.sum()} of {len(of)} at {lr:g}" for lr, of in above.groupby(chosen["lr"]))
+    return ", ".join(f"{of.sum()} of {len(of)} runs at lr {lr:g}" for lr, of in above.groupby(chosen["lr"]))
 
 
 def gates(runs: pd.DataFrame) -> Finding:

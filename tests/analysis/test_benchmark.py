@@ -88,8 +88,9 @@ def test_one_seed_is_a_hint_and_decides_nothing(runs):
 
 def test_an_outlets_runs_are_counted_by_rate(runs):
     """At the rate that is not its best, where softmax1 puts its attention on BOS, too."""
-    assert hypotheses.on_the_anchor(runs, "trigger", "softmax1") == "0 of 3 at 0.001, 3 of 3 at 0.003"
-    assert "softmax1 0 of 3 at 0.001, 3 of 3 at 0.003" in hypotheses.outlets(runs).measured
+    counts = "0 of 3 runs at lr 0.001, 3 of 3 runs at lr 0.003"
+    assert hypotheses.on_the_anchor(runs, "trigger", ["softmax1"]) == counts
+    assert hypotheses.outlets(runs).measured.endswith(f" (more than half in {counts})")
 
 
 def test_an_outlet_is_judged_by_the_anchors_weight_not_its_share_of_the_row(runs):
@@ -98,7 +99,7 @@ def test_an_outlet_is_judged_by_the_anchors_weight_not_its_share_of_the_row(runs
     for row in rows:
         row.update({"attention_type": "softmax1", "0_0_abs_attn_bos": 0.1})
     both = pd.concat([runs, pd.DataFrame(rows)], ignore_index=True)
-    assert "BOS's weight, backcopy: softmax1 0.10; " in hypotheses.outlets(both).measured
+    assert "BOS's weight, backcopy: softmax1 0.10 (more than half in 0 of 3 runs at lr 0.01)" in hypotheses.outlets(both).measured
     assert hypotheses.outlets(both).verdict == "holds"
     both.loc[both["task"] == "backcopy", "0_0_abs_attn_bos"] = 0.9
     assert hypotheses.outlets(both).verdict == "does not hold"
