@@ -99,7 +99,7 @@ def test_an_outlet_is_judged_by_the_anchors_weight_not_its_share_of_the_row(runs
     for row in rows:
         row.update({"attention_type": "softmax1", "0_0_abs_attn_bos": 0.1})
     both = pd.concat([runs, pd.DataFrame(rows)], ignore_index=True)
-    assert "BOS's weight, backcopy: softmax1 0.10 (more than half in 0 of 3 runs at lr 0.01)" in hypotheses.outlets(both).measured
+    assert "backcopy: softmax1 0.10 (more than half in 0 of 3 runs at lr 0.01)" in hypotheses.outlets(both).measured
     assert hypotheses.outlets(both).verdict == "holds"
     both.loc[both["task"] == "backcopy", "0_0_abs_attn_bos"] = 0.9
     assert hypotheses.outlets(both).verdict == "does not hold"
