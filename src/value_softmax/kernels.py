@@ -515,18 +515,15 @@ SOFTMAX = NORMALISATIONS.index("Softmax")
 
 
 def either(functions):
-    """A compiled function (kind, …) that calls the kind-th of `functions` with the rest."""
-    first, *others = functions
-    rest = either(others) if others else None
+    """A compiled function (kind, …) that calls the kind-th of `functions` with the rest.
 
-    @part
-    def call(kind, *arguments):
-        if kind == 0:
-            first(*arguments)
-        elif rest is not None:
-            rest(kind - 1, *arguments)
-
-    return call
+    Written as source, since numba's loops hold no table of functions, and nested pairs of them took twice as long to
+    compile.
+    """
+    cases = [f"    if kind == {kind}: f{kind}(*rest)" for kind in range(len(functions))]
+    names = {f"f{kind}": function for kind, function in enumerate(functions)}
+    exec("\n".join(["def call(kind, *rest):", *cases]), names)
+    return part(names["call"])
 
 
 _weights = either([row.weights for row in TABLE.values()])
