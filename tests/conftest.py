@@ -1,3 +1,4 @@
+import os
 import signal
 import sys
 
@@ -11,6 +12,7 @@ sys.modules["rfc3987_syntax"] = None
 settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, too: they share the cores
 
 # A shell's background jobs ignore Ctrl-C, and so would all that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
