@@ -159,21 +159,23 @@ MEASURES = {  # columns of heads or layers, and how the table calls their mean
 def summary(runs: pd.DataFrame, scene: Scene) -> pd.DataFrame:
     """A row for each attention type: runs, solved, lr, and (mean, low, high) over seeds of the sink profile's area, of
     MEASURES and of the milliseconds that a training step took. Of the runs of `of_scene`; measures of finished runs."""
-    done = runs["state"] == "finished"
-    measured = {"area": area(heads_of(runs, scene.sink))}
-    measured |= {label: over_heads(runs, pattern) for label, pattern in MEASURES.items()}
-    if {"seconds", "step"} <= set(runs.columns):
-        measured["ms a step"] = (1e3 * runs["seconds"] / runs["step"]).to_numpy(dtype=float)
-    solved = done & solving(runs, scene.task.solved)
+    done, measured = runs[runs["state"] == "finished"], {}
+    if len(done):
+        measured["area"] = area(heads_of(done, scene.sink))
+        measured |= {label: over_heads(done, pattern) for label, pattern in MEASURES.items()}
+        if {"seconds", "step"} <= set(done.columns):
+            measured["ms a step"] = (1e3 * done["seconds"] / done["step"]).to_numpy(dtype=float)
+    solved = solving(done, scene.task.solved)
     rows = {}
     for name in runs["attention_type"].unique():
-        of_type = (runs["attention_type"] == name).to_numpy()
-        row = {"runs": of_type.sum(), "solved": int(solved[of_type].sum()), "lr": runs["lr"][of_type].iloc[0]}
+        lrs = runs["lr"][runs["attention_type"] == name]
+        own = (done["attention_type"] == name).to_numpy()
+        row = {"runs": len(lrs), "solved": int(solved[own].sum()), "lr": lrs.iloc[0]}
         for label, values in measured.items():
-            has = of_type & done.to_numpy() & ~np.isnan(values)  # runs of older code lack some
+            has = own & ~np.isnan(values)  # runs of older code lack some
             if has.any():
                 bounds = (0, 1) if label in ("area", "entropy") else (0, np.inf)
-                row[label] = over_seeds(values[has], runs["seed"].to_numpy()[has], bounds)
+                row[label] = over_seeds(values[has], done["seed"].to_numpy()[has], bounds)
         rows[name] = row
     order = [name for name in ATTENTION if name in rows] + [name for name in rows if name not in ATTENTION]
     return pd.DataFrame.from_dict(rows, orient="index").reindex(order)

@@ -205,6 +205,14 @@ def test_runs_of_older_code_count_where_they_have_the_numbers(runs):
     assert rows.loc["softmax", "runs"] == 3
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_diverged_in_every_run_has_a_row_and_no_measures(runs):
+    gone = [trigger("sparsemax", seed, np.nan, np.nan, np.nan, state="diverged") for seed in range(3)]
+    row = mitigations.summaries(pd.concat([runs, pd.DataFrame(gone)], ignore_index=True))["trigger"].loc["sparsemax"]
+    assert (row["runs"], row["solved"]) == (3, 0)
+    assert np.isnan(row["area"])
+
+
 def test_the_papers_other_functions_are_left_out(runs):
     runs = pd.concat([runs, pd.DataFrame([trigger("mlp_norm", 0, 0.5)])], ignore_index=True)
     assert "mlp_norm" not in mitigations.summaries(runs)["trigger"].index

@@ -53,10 +53,10 @@ def optimizers(runs: pd.DataFrame) -> Figure:
     require_runs(runs if found else runs[:0], "of a task under several optimisers")
     kinds = _in_groups({kind for columns in found.values() for rows in columns.values() for kind in rows.index})
     widths = {"width_ratios": [len(columns) for columns in found.values()]}  # cells of one size
-    size = PAGE, 1.9 + 0.2 * len(kinds)
+    size = PAGE, 1.6 + 0.3 * len(kinds)
     figure, grid = plt.subplots(1, len(found), figsize=size, sharey=True, squeeze=False, gridspec_kw=widths)
     for axes, (name, columns) in zip(grid[0], found.items(), strict=True):
-        image = draw_areas(axes, columns, kinds)
+        image = draw_areas(axes, columns, kinds, narrow=True)
         axes.set_title(SCENES[name].title)
     figure.colorbar(image, ax=grid, label="area under\nthe sink profile", pad=0.01)
     figure.suptitle("Who sinks under which optimiser", fontsize=8)
@@ -67,8 +67,13 @@ def optimizers(runs: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_areas(axes: Axes, columns: Mapping[str, pd.DataFrame], kinds: Sequence[str]) -> AxesImage:
-    """A cell for each of the kinds and columns, which are rows of `mitigations.summary` by name."""
+def draw_areas(
+    axes: Axes, columns: Mapping[str, pd.DataFrame], kinds: Sequence[str], narrow: bool = False
+) -> AxesImage:
+    """A cell for each of the kinds and columns, which are rows of `mitigations.summary` by name; in narrow cells the
+    cross is below the number, and the columns' names are upright."""
+    cross = "\n×" if narrow else " ×"
+    names = {"rotation": 90} if narrow else {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
     areas = np.full((len(kinds), len(columns)), np.nan)
     for column, rows in enumerate(columns.values()):
         for kind, row in rows.iterrows():
@@ -78,9 +83,9 @@ def draw_areas(axes: Axes, columns: Mapping[str, pd.DataFrame], kinds: Sequence[
             solved = row["solved"] > HALF * row["runs"]
             shown = "" if np.isnan(areas[place, column]) else f"{areas[place, column]:.2f}"
             ink = "white" if areas[place, column] > 0.6 else "black"
-            axes.text(column, place, shown if solved else f"{shown} ×", ha="center", va="center", color=ink, fontsize=6)
+            axes.text(column, place, shown if solved else shown + cross, ha="center", va="center", color=ink, fontsize=6)
     image = axes.imshow(areas, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(columns)), list(columns), rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_xticks(range(len(columns)), list(columns), **names)
     shown = looks(kinds)
     axes.set_yticks(range(len(kinds)), [shown[kind].title for kind in kinds])
     for border in np.flatnonzero(np.diff([list(GROUPS).index(describe(kind).group) for kind in kinds])):
