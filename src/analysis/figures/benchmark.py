@@ -83,7 +83,9 @@ def draw_areas(
             solved = row["solved"] > HALF * row["runs"]
             shown = "" if np.isnan(areas[place, column]) else f"{areas[place, column]:.2f}"
             ink = "white" if areas[place, column] > 0.6 else "black"
-            axes.text(column, place, shown if solved else shown + cross, ha="center", va="center", color=ink, fontsize=6)
+            axes.text(
+                column, place, shown if solved else shown + cross, ha="center", va="center", color=ink, fontsize=6
+            )
     image = axes.imshow(areas, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(columns)), list(columns), **names)
     shown = looks(kinds)
