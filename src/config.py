@@ -5,6 +5,7 @@ A field has the same name on the command line, in sweep files, in the run log, i
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import itertools
 import json
@@ -124,12 +125,12 @@ class RunConfig:
 
     def _fill_in_task_defaults(self):
         own = USUAL | find_task(self.task).defaults
-        for name, value in own.items():
-            require(name in TASK_FIELDS, f"task={self.task} has a default of {name}; only {', '.join(TASK_FIELDS)} can")
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, checked(name, value))
+        if unknown := ", ".join(name for name in own if name not in TASK_FIELDS):
+            raise ConfigError(f"task={self.task} has a default of {unknown}; only {', '.join(TASK_FIELDS)} can")
         for name in TASK_FIELDS:
             given = getattr(self, name)
+            if name in own and given is None:
+                object.__setattr__(self, name, checked(name, own[name]))
             require(name in own or given is None, f"{name}={given} has no meaning for task={self.task}; leave it out")
 
     def _check_sizes(self):
@@ -190,7 +191,7 @@ class RunConfig:
     def title(self) -> str:
         return f"{short_name(self.task)}, {short_name(self.attention_type)}, seed {self.seed}"
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
         """The run's identity: 16 hexadecimal digits that depend on every field.
 

@@ -1,5 +1,6 @@
 """The door: a value from a command line, a YAML file or a table becomes what its field is, once; else ConfigError."""
 
+import functools
 import math
 import numbers
 import reprlib
@@ -24,18 +25,27 @@ def as_type(name: str, value: Any, kind: Any) -> Any:
     A text that is a number, or a word for True, False or None, is one where the kind asks for one. Raises ConfigError
     for what is none of the kind without loss.
     """
-    if get_origin(kind) in (Union, UnionType):
-        if value is None or (isinstance(value, str) and value in NOTHING):
-            return None
-        (kind,) = (k for k in get_args(kind) if k is not NoneType)
-    if get_origin(kind) is Literal:
-        return one_of(name, value, get_args(kind))
+    kind, allowed, may_be_none = kind_of(kind)
+    if may_be_none and (value is None or (isinstance(value, str) and value in NOTHING)):
+        return None
+    if allowed:
+        return one_of(name, value, allowed)
     read, article = KINDS[kind]
     result = read(value)
     if result is None:
         size = " below 2**63" if kind is int and abs(as_float(value) or 0) >= LARGEST else ""
         raise ConfigError(f"{name}={shown(value)} must be {article}{size}")
     return result
+
+
+@functools.cache
+def kind_of(annotation: Any) -> tuple[type, tuple[str, ...], bool]:
+    """An annotation's type, the values that a Literal allows, and whether None is among it."""
+    may_be_none = get_origin(annotation) in (Union, UnionType)
+    if may_be_none:
+        (annotation,) = (kind for kind in get_args(annotation) if kind is not NoneType)
+    allowed = get_args(annotation) if get_origin(annotation) is Literal else ()
+    return str if allowed else annotation, allowed, may_be_none
 
 
 def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:

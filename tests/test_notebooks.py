@@ -27,6 +27,18 @@ style.FOLDER = {folder!r}
 animation.DOTS_PER_INCH = 60
 """
 
+# What trains or searches for long has fewer runs, starts or pictures here: (as in the notebook, as here).
+SMALLER = {
+    "beyond_softmax": [("adam.starts(8, 8, 0.1, 40)", "adam.starts(8, 8, 0.1, 4)"), ("8, 0.1, 60)", "8, 0.1, 6)")],
+    "classification_with_sample_tracking": [("for seed in range(5)", "for seed in range(2)")],
+    "induction_save_attn_patterns": [("LAYER, SEQUENCES = 1, 5", "LAYER, SEQUENCES = 1, 1")],
+    "polarization": [
+        ("num_epochs=4", "num_epochs=1"),
+        ("len(weights), 60)", "len(weights), 6)"),
+        ("000, 60)", "000, 6)"),
+    ],
+}
+
 
 @pytest.fixture(scope="session")
 def kernel():
@@ -40,6 +52,9 @@ def kernel():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_notebook_runs_from_any_directory(path, tmp_path, kernel):
     notebook = nbformat.read(path, as_version=4)
+    for large, small in SMALLER.get(path.stem, ()):
+        (cell,) = (cell for cell in notebook.cells if large in cell.source)
+        cell.source = cell.source.replace(large, small)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(BEGINNING.format(folder=str(tmp_path))))
     NotebookClient(notebook, km=kernel, timeout=300).execute()
     saved = list(tmp_path.iterdir())

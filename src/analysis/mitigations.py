@@ -13,7 +13,7 @@ import pandas as pd
 
 from src.analysis.rates import at_best_rates
 from src.analysis.scores import columns_like, has_columns, mean_interval, solving
-from src.analysis.selection import alike, select, settled, task_class
+from src.analysis.selection import alike, among, settled, task_class
 from src.config import DEFAULTS
 from src.model.attention import PAPER
 from src.model.registry import ATTENTION
@@ -93,12 +93,15 @@ def with_fields(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_scene(runs: pd.DataFrame, name: str, **fields: Any) -> pd.DataFrame:
-    """The runs of a scene, under AdamW unless `fields` say otherwise. Of the paper's functions those of TYPES alone."""
+    """The runs of a scene, under AdamW unless `fields` say otherwise. Of the paper's functions those of TYPES alone.
+
+    Of a table of `with_fields`, here and in `of_scene`.
+    """
     wanted = dict(SCENES[name].fields) | (fields or ADAMW)
     if any(field not in runs for field in wanted):
         return runs[:0]
     others = set(PAPER) - set(TYPES)
-    return alike(select(runs[~runs["attention_type"].isin(others)], **wanted), "lr")
+    return alike(among(runs[~runs["attention_type"].isin(others)], **wanted), "lr")
 
 
 def of_scene(runs: pd.DataFrame, name: str, **fields: Any) -> pd.DataFrame:
@@ -140,11 +143,6 @@ def over_seeds(values: np.ndarray, seeds: np.ndarray, bounds: tuple[float, float
     """(mean, low, high) of `mean_interval`; low and high NaN for a single seed, of whose spread nothing is known."""
     mean, low, high = mean_interval(values, seeds, bounds=bounds)
     return (mean, low, high) if len(np.unique(seeds)) > 1 else (mean, np.nan, np.nan)
-
-
-def band(values: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-    """Mean, low and high over seeds of each column of values (runs, K): (3, K)."""
-    return np.array([mean_interval(column, seeds) for column in values.T]).T
 
 
 MEASURES = {  # columns of heads or layers, and how the table calls their mean

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -111,8 +112,9 @@ def mean_interval(
     level: float = 0.95,
     bounds: tuple[float, float] = (0, 1),
     weights: np.ndarray | None = None,
-) -> tuple[float, float, float]:
-    """Mean of `values` (runs,) and Student's t interval of it over seeds: (mean, low, high).
+) -> tuple[Any, Any, Any]:
+    """Mean of `values` (runs,) and Student's t interval of it over seeds: (mean, low, high), numbers; arrays (K,) for
+    `values` (runs, K).
 
     Seeds (runs,), not runs, are what is independent: runs of one seed share their data, whatever else differs, so
     that the standard error is that of a mean over clusters. By default every run has its own, and weighs 1
@@ -122,13 +124,15 @@ def mean_interval(
     values = np.asarray(values, dtype=float)
     weights = np.ones(len(values)) if weights is None else weights
     _, member = np.unique(np.arange(len(values)) if seeds is None else seeds, return_inverse=True)
-    totals, sizes = np.bincount(member, weights * values), np.bincount(member, weights)  # by seed
-    mean, num = totals.sum() / sizes.sum(), len(totals)
+    sizes = np.bincount(member, weights)  # by seed
+    num, totals = len(sizes), np.zeros((len(sizes), *values.shape[1:]))
+    np.add.at(totals, member, (weights * values.T).T)
+    mean = totals.sum(axis=0) / sizes.sum()
     if num == 1:
         return mean, mean, mean
-    error = np.sqrt(num / (num - 1) * np.sum((totals - mean * sizes) ** 2)) / sizes.sum()
+    error = np.sqrt(num / (num - 1) * np.sum((totals - np.multiply.outer(sizes, mean)) ** 2, axis=0)) / sizes.sum()
     reach = stdtrit(num - 1, (1 + level) / 2) * error
-    return mean, max(mean - reach, bounds[0]), min(mean + reach, bounds[1])
+    return mean, np.maximum(mean - reach, bounds[0]), np.minimum(mean + reach, bounds[1])
 
 
 def by_type(runs: pd.DataFrame, values: pd.Series, equally: Sequence[str] = ()) -> pd.DataFrame:

@@ -70,7 +70,11 @@ def select(runs: pd.DataFrame, **fields: Any) -> pd.DataFrame:
     """The runs that ended, well or diverged (which have no results then: see `settled`), and whose fields have these
     values: one each, a list of them, or None for any."""
     require_columns(runs, ["state", *fields])
-    runs = settled(runs)
+    return among(settled(runs), **fields)
+
+
+def among(runs: pd.DataFrame, **fields: Any) -> pd.DataFrame:
+    """`select` from a table that is settled already."""
     chosen = runs["state"].isin(ENDED)
     for name, values in fields.items():
         if values is not None:
@@ -120,7 +124,8 @@ def preferred(runs: pd.DataFrame, **fields: Any) -> pd.DataFrame:
 def usual(runs: pd.DataFrame, *names: str) -> pd.DataFrame:
     """The runs that have the commonest value of each of these fields."""
     for name in names:
-        if name in runs and len(runs[name].value_counts()) > 1:
+        values = runs[name].dropna().to_numpy() if name in runs else np.array([])
+        if (values[1:] != values[:1]).any():
             runs = runs[runs[name] == commonest(runs, name)]
     return runs
 

@@ -2,8 +2,7 @@
 
 import json
 import re
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,20 +10,14 @@ import pandas as pd
 from src.config import FIELD_TYPES, FIELDS, IN_EVERY_HASH, checked
 from src.errors import ConfigError
 from src.runs.reader import HISTORY
+from src.values import kind_of
 
 TEXTS = ("hash", "state", "error", "process", "device", "torch", "code")
 NUMBERS = ("started", "seconds")
 COUNTS = ("epoch", "step")
 
-
-def _kind(annotation: Any) -> type:
-    if get_origin(annotation) in (Union, UnionType):
-        (annotation,) = (part for part in get_args(annotation) if part is not NoneType)
-    return str if get_origin(annotation) is Literal else annotation
-
-
 # bool, int, float or str, for the fields of RunConfig and the columns that every run has.
-KINDS = {name: _kind(annotation) for name, annotation in FIELD_TYPES.items()}
+KINDS = {name: kind_of(annotation)[0] for name, annotation in FIELD_TYPES.items()}
 KINDS |= dict.fromkeys(TEXTS, str) | dict.fromkeys(NUMBERS, float)
 
 

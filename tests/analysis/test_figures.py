@@ -279,6 +279,15 @@ def test_the_same_figure_is_the_same_file(induction, tmp_path):
         assert a.read_bytes() == b.read_bytes()
 
 
+@pytest.mark.parametrize("layout", ["constrained", "tight", "none"])
+def test_saving_leaves_the_layout_as_it_was(tmp_path, layout):
+    figure = plt.figure(layout=layout)
+    engine = figure.get_layout_engine()
+    figures.save(figure, "empty", tmp_path)
+    assert figure.get_layout_engine() is engine
+    plt.close(figure)
+
+
 def test_where_pictures_go(tmp_path, monkeypatch):
     monkeypatch.chdir(COMMITTED.parent)
     for source in (COMMITTED, str(COMMITTED), COMMITTED.name):

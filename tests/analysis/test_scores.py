@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from src.analysis import scores, selection
@@ -36,6 +37,14 @@ def test_an_interval_covers_the_mean_as_often_as_it_says(num_seeds):
         _, low, high = scores.mean_interval(values, seeds, bounds=ANY)
         covered += low <= 0 <= high
     assert covered / 2000 == pytest.approx(0.95, abs=0.015)
+
+
+@given(arrays(float, st.tuples(st.integers(1, 6), st.integers(1, 4)), elements=st.floats(-1, 1)))
+def test_columns_have_an_interval_each(values):
+    seeds = np.arange(len(values)) // 2
+    together = scores.mean_interval(values, seeds, bounds=(-0.5, 0.5))
+    apart = [scores.mean_interval(column, seeds, bounds=(-0.5, 0.5)) for column in values.T]
+    np.testing.assert_allclose(np.array(together).T, apart, atol=1e-12)
 
 
 def test_seeds_are_what_is_independent_not_runs():

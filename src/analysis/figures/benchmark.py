@@ -12,6 +12,7 @@ from matplotlib.image import AxesImage
 from src.analysis import mitigations
 from src.analysis.figures.style import PAGE, add_note, looks, or_sentence
 from src.analysis.mitigations import GU, PAPERS, SCENES, THRESHOLDS
+from src.analysis.scores import mean_interval
 from src.analysis.selection import require_runs
 from src.model.registry import describe
 
@@ -130,7 +131,7 @@ def draw_profile(axes: Axes, runs: pd.DataFrame, scene: str, kind: str, **line) 
     """The mean profile of one function's runs, and its band."""
     group = runs[runs["attention_type"] == kind]
     shares = mitigations.profile(mitigations.heads_of(group, SCENES[scene].sink))
-    mean, low, high = mitigations.band(shares, group["seed"].to_numpy())
+    mean, low, high = mean_interval(shares, group["seed"].to_numpy())
     axes.step(THRESHOLDS, mean, where="post", alpha=0.8, **line)
     axes.fill_between(THRESHOLDS, low, high, step="post", color=line["color"], alpha=0.15, linewidth=0)
 

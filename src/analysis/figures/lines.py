@@ -92,8 +92,8 @@ def polarization_by_step(entropies: dict[str, np.ndarray], orders: dict[str, np.
     shown = looks(entropies)
     for axes, lines in zip(grid, (entropies, orders), strict=True):
         for name, values in lines.items():
-            line = {step: scores.mean_interval(at_step) for step, at_step in enumerate(values.T, start=1)}
-            draw_line(axes, shown[name], pd.DataFrame.from_dict(line, orient="index", columns=["mean", "low", "high"]))
+            line = dict(zip(("mean", "low", "high"), scores.mean_interval(values), strict=True))
+            draw_line(axes, shown[name], pd.DataFrame(line, index=np.arange(1, values.shape[1] + 1)))
         axes.set(xscale="log", xlabel="training step", ylim=(0, 1.02))
     grid[0].set_ylabel("normalised entropy\nof CLS rows")
     grid[1].set_ylabel("pairs of tokens\nin the order of the end")
