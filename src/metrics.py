@@ -66,22 +66,23 @@ def cls_attention(row: Tensor) -> dict[str, Tensor]:
 
 
 def entropy(weights: Tensor) -> Tensor:
-    """Entropy in nats of each row (..., K) → (...), of |w| renormalised to sum 1."""
+    """Entropy in nats of each row (..., K) → (...), of |w| renormalised to sum 1; NaN of a row without weight, which is
+    neither spread nor peaked."""
     p = weights.abs()
-    p = p / (p.sum(-1, keepdim=True) + EPSILON)
+    p = p / p.sum(-1, keepdim=True)
     return -torch.special.xlogy(p, p).sum(-1)
 
 
 def row_entropy(row: Tensor) -> Tensor:
-    """Mean entropy of fully visible rows (..., B, H, K), as a fraction of log K: (..., H)."""
-    return entropy(row).mean(-2) / math.log(row.shape[-1])
+    """Mean entropy of fully visible rows (..., B, H, K) that have weight, as a fraction of log K: (..., H)."""
+    return entropy(row).nanmean(-2) / math.log(row.shape[-1])
 
 
 def causal_entropy(weights: Tensor) -> Tensor:
-    """Mean entropy of the rows of causal weights (..., B, H, T, T), each as a fraction of the logarithm of how
-    many keys it sees; without the first row, which sees one: (..., H)."""
+    """Mean entropy of the rows of causal weights (..., B, H, T, T) that have weight, each as a fraction of the
+    logarithm of how many keys it sees; without the first row, which sees one: (..., H)."""
     visible = torch.arange(2, weights.shape[-1] + 1, device=weights.device)
-    return (entropy(weights[..., 1:, :]) / visible.log()).mean((-3, -1))
+    return (entropy(weights[..., 1:, :]) / visible.log()).nanmean((-3, -1))
 
 
 def sink_place(weights: Tensor, counted: Tensor) -> dict[str, Tensor]:

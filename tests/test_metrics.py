@@ -66,6 +66,16 @@ def test_entropy_of_one_hot_and_uniform_rows(n, scale):
     assert metrics.row_entropy(uniform[:, None]).item() == pytest.approx(1)
 
 
+def test_a_row_without_weight_has_no_entropy_and_a_faint_one_has():
+    rows = torch.tensor([[0.0, 0.0], [1e-12, 1e-12], [1.0, 0.0]])
+    torch.testing.assert_close(metrics.entropy(rows), torch.tensor([math.nan, math.log(2), 0.0]), equal_nan=True)
+    assert metrics.row_entropy(rows[:, None]).item() == pytest.approx(1 / 2)
+    assert math.isnan(metrics.row_entropy(rows[:1, None]).item())
+    weights = torch.ones(1, 1, 3, 3).tril()
+    weights[..., 1, :] = 0
+    assert metrics.causal_entropy(weights).item() == pytest.approx(1)
+
+
 def test_causal_entropy_counts_visible_keys_and_skips_the_first_row():
     weights = torch.ones(2, 1, 5, 5).tril()
     assert metrics.causal_entropy(weights).item() == pytest.approx(1)

@@ -177,12 +177,16 @@ def solved(runs: pd.DataFrame, accuracy: str) -> str:
 
 def order_when_polarized(entropies: np.ndarray, orders: np.ndarray) -> str:
     """Both (seeds, steps), as `inspection.entropy_and_order` gives them: how far tokens are in the order of the end
-    when attention is half polarized."""
-    half = (entropies < 0.5).argmax(1)
-    at_half = orders[np.arange(len(half)), half]
+    when attention is half polarized. LogError where it never is."""
+    polarized = (entropies < 0.5).any(axis=1)
+    if not polarized.any():
+        raise LogError("the entropy falls below 0.5 in no run; train longer")
+    half = (entropies[polarized] < 0.5).argmax(axis=1)
+    at_half = orders[polarized, half]
+    where = "" if polarized.all() else f" in {polarized.sum()} of {len(polarized)} runs"
     return (
-        f"the entropy falls below 0.5 at step {half.min() + 1} to {half.max() + 1}, when "
-        f"{interval(*mean_interval(at_half))} of all pairs of tokens are in the order of the end"
+        f"the entropy falls below 0.5{where} at step {half.min() + 1} to {half.max() + 1}, when "
+        f"{interval(*mean_interval(at_half), seeds=len(half))} of all pairs of tokens are in the order of the end"
     )
 
 

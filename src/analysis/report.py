@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from src.analysis import figures, scores
-from src.analysis.selection import finished, settled, task_class, varying
+from src.analysis.selection import ENDED, settled, task_class, varying
 from src.config import RunConfig
 from src.extensions import short_name
 
@@ -70,11 +70,11 @@ def of_task(title: str, runs: pd.DataFrame) -> str:
 
 
 def save_figures(runs: pd.DataFrame, title: str, folder: Path | str | None = None) -> list[Path]:
-    """Save the pictures of a sweep, as far as its finished runs give any; the paths of the files. A picture that
+    """Save the pictures of a sweep, as far as the runs that ended give any; the paths of the files. A picture that
     fails is a sentence, and costs no other."""
     plt.switch_backend("agg")  # files alone: no window system that a matplotlibrc names is needed
     runs, paths = settled(runs), []
-    for task, group in runs[finished(runs)].groupby("task", sort=False):
+    for task, group in runs[runs["state"].isin(ENDED)].groupby("task", sort=False):
         for kind, draw in pictures(task, group).items():
             name = f"{title}_{short_name(task)}_{kind}"
             try:

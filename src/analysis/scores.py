@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from src.analysis.selection import finished, require_columns, settled
+from src.analysis.selection import finished, last_version, require_columns, settled
 from src.runs import HISTORY, LogError
 from src.tasks import HeadScore, Solved, Task
 from src.tasks.base import mean_clipped, share_above
@@ -135,19 +135,27 @@ def mean_interval(
     return mean, np.maximum(mean - reach, bounds[0]), np.minimum(mean + reach, bounds[1])
 
 
+def bounds_of(values: pd.Series) -> tuple[float, float]:
+    """Between what a mean of such values can be: shares, from 0 to 1, stay there, and what is never negative is not."""
+    return 0 if (values >= 0).all() else -np.inf, 1 if values.between(0, 1).all() else np.inf
+
+
 def by_type(runs: pd.DataFrame, values: pd.Series, equally: Sequence[str] = ()) -> pd.DataFrame:
     """`values` (indexed as the settled `runs`, perhaps fewer) by attention type: columns mean, low, high (see
     `mean_interval`), runs and seeds: how many there are of each.
 
-    Every run weighs the same, or every combination of the fields `equally`, whatever its number of runs. Intervals
-    of values that are shares, from 0 to 1, stay there.
+    Every run weighs the same, or every combination of the fields `equally`, whatever its number of runs; seeds are
+    then the fewest that one of them has. Where that is a single one, whose spread nobody knows, the interval is a
+    point. Intervals of values that are shares, from 0 to 1, stay there.
     """
     rows, runs = {}, settled(runs)
-    bounds = (0, 1) if values.between(0, 1).all() else (-np.inf, np.inf)
     for name, group in runs.loc[values.index].groupby("attention_type", sort=False):
-        seeds, own = group["seed"].to_numpy(), values[group.index].to_numpy()
-        size = group.groupby(list(equally))["seed"].transform("size").to_numpy() if equally else np.ones(len(group))
-        rows[name] = *mean_interval(own, seeds, bounds=bounds, weights=1 / size), len(group), len(np.unique(seeds))
+        of_cells = group.groupby(list(equally), dropna=False) if equally else group.groupby("attention_type")
+        size = of_cells["seed"].transform("size").to_numpy()
+        weights, num_seeds = 1 / size if equally else None, int(of_cells["seed"].nunique().min())
+        own, seeds = values[group.index].to_numpy(), group["seed"].to_numpy()
+        mean, low, high = mean_interval(own, seeds, bounds=bounds_of(values), weights=weights)
+        rows[name] = mean, *((low, high) if num_seeds > 1 else (mean, mean)), len(group), num_seeds
     return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high", "runs", "seeds"])
 
 
@@ -162,22 +170,24 @@ def curve(runs: pd.DataFrame, metric: str, layer: int | None = None) -> pd.DataF
     points = []
     for _, run in runs.iterrows():
         if heads := [values for values in run[columns] if np.ndim(values)]:  # none in a layer that the run lacks
-            mean = np.mean(np.array(heads, dtype=float), axis=0)
+            mean = pd.DataFrame(np.array(heads, dtype=float)).mean().to_numpy()  # of heads that attend to anything
             points.append(pd.DataFrame({"step": run[HISTORY + "step"], "seed": run["seed"], "value": mean}))
     if not points:
         raise LogError(f"no run has a history of {metric}")
-    bounds = (0, np.inf if metric.endswith("loss") else 1)
+    table = pd.concat(points).dropna()
+    least, most = bounds_of(table["value"])
+    bounds = least, np.inf if metric.endswith("loss") else most
     lines = {
         step: mean_interval(group["value"].to_numpy(), group["seed"].to_numpy(), bounds=bounds)
-        for step, group in pd.concat(points).dropna().groupby("step")
+        for step, group in table.groupby("step")
     }
     return pd.DataFrame.from_dict(lines, orient="index", columns=["mean", "low", "high"])
 
 
 def with_history(runs: pd.DataFrame) -> pd.DataFrame:
-    """The finished runs whose history the table has; LogError if there is none."""
+    """The finished runs whose history the table has, those of `last_version`; LogError if there is none."""
     require_columns(runs, ["seed"])
-    runs = settled(runs)
+    runs = last_version(settled(runs))
     has = runs[HISTORY + "step"].map(np.ndim) == 1 if HISTORY + "step" in runs else pd.Series(False, index=runs.index)
     if not (has & finished(runs)).any():
         raise LogError("no finished run has a history; load the runs with history=True")

@@ -68,18 +68,37 @@ def require_runs(runs: pd.DataFrame, what: str) -> pd.DataFrame:
 
 def select(runs: pd.DataFrame, **fields: Any) -> pd.DataFrame:
     """The runs that ended, well or diverged (which have no results then: see `settled`), and whose fields have these
-    values: one each, a list of them, or None for any."""
+    values: one each, a list of them, or None for any. Of a file of the user's that was edited in between the runs of
+    its last version, unless `source` is among the fields."""
     require_columns(runs, ["state", *fields])
     return among(settled(runs), **fields)
 
 
 def among(runs: pd.DataFrame, **fields: Any) -> pd.DataFrame:
     """`select` from a table that is settled already."""
+    runs = runs if "source" in fields else last_version(runs)
     chosen = runs["state"].isin(ENDED)
     for name, values in fields.items():
         if values is not None:
             chosen &= runs[name].isin(values if isinstance(values, list | tuple) else [values])
     return runs[chosen]
+
+
+def was_edited(runs: pd.DataFrame) -> bool:
+    """Whether runs of one task and attention type are of several versions of a file of the user's."""
+    names = ["task", "attention_type", "source"]
+    if not set(names) <= set(runs.columns):
+        return False
+    return bool(runs[names].dropna().drop_duplicates().duplicated(names[:2]).any())
+
+
+def last_version(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs without those of a task and attention type whose source is not the last one that was trained."""
+    if not was_edited(runs):
+        return runs
+    order = runs.sort_values("started") if "started" in runs else runs
+    last = order.groupby(["task", "attention_type"])["source"].transform("last")
+    return runs[runs["source"].isna() | (runs["source"] == last.reindex(runs.index))]
 
 
 def of_task(runs: pd.DataFrame, task: str) -> pd.DataFrame:
@@ -91,6 +110,14 @@ def of_task(runs: pd.DataFrame, task: str) -> pd.DataFrame:
         return chosen.reindex(columns=[*chosen.columns, *(name for name in settings if name not in chosen)])
     require_columns(chosen, settings)
     return chosen
+
+
+def of_one_task(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs; LogError if they are of several tasks, whose results have no mean."""
+    names = runs["task"].dropna().unique() if "task" in runs else []
+    if len(names) > 1:
+        raise LogError(f"the runs are of {len(names)} tasks, {', '.join(names)}; select those of one")
+    return runs
 
 
 def task_class(name: str) -> type[Task]:
@@ -136,8 +163,10 @@ def alike(runs: pd.DataFrame, *free: str) -> pd.DataFrame:
 
 
 def varying(runs: pd.DataFrame) -> dict[str, list[Any]]:
-    """The fields in which the runs differ, task, attention type and source aside, with their values in order."""
+    """The fields in which the runs differ, task and attention type aside, with their values in order; source only
+    where runs of one type differ in it, whose file was edited."""
     names = [name for name in FIELDS if name in runs and (name == "seed" or name not in NOT_POOLED)]
+    names += ["source"] * was_edited(runs)
     values = {name: in_order(runs[name].dropna().unique()) for name in names}
     return {name: found for name, found in values.items() if len(found) > 1}
 
@@ -203,7 +232,7 @@ def setting_in_words(runs: pd.DataFrame, besides: Sequence[str] = ()) -> str:
     task = task_of(runs)
     always = {*task.settings, "use_mlp", "use_layernorm", "vocab_size"}
     names = runs["task"].dropna().unique() if "task" in runs else []
-    parts = [short_name(name).replace("_", " ") for name in names[:1]]
+    parts = [" and ".join(short_name(name).replace("_", " ") for name in names)] if len(names) else []
     for name in sorted(FIELDS, key=lambda name: name == "lr"):
         values = runs[name].dropna().unique() if name in runs and name not in (*NOT_POOLED, *besides) else []
         if len(values) == 1 and (name in always or values[0] != task.defaults.get(name, DEFAULTS[name])):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from src.analysis import scores
-from src.analysis.figures import INDUCTION_SETTING, INDUCTION_SETTINGS, looks, panel_title
+from src.analysis.figures import INDUCTION_SETTING, INDUCTION_SETTINGS, filling, looks, panel_title
 from src.analysis.scores import by_type
 from src.analysis.selection import alike, preferred, require_runs, select, setting_in_words
 from src.tasks import Induction
@@ -57,7 +57,7 @@ def kernel_table(title: str, columns: dict[str, pd.DataFrame]) -> str:
     """Results `by_type`, each column by its name, as a Markdown table: a row for each kernel, two columns for
     each result, normalised and not."""
     shown = looks(name for table in columns.values() for name in table.index if name != "uniform")
-    header = [title] + [f"{name}, {how}" for name in columns for how in ("normalised", "not")]
+    header = [title] + [f"{name}, {how}" for name in columns for how in (filling(shown)[0], "not")]
     rows = {look.kernel: [look.label] for look in shown.values()}
     for table in columns.values():
         for kernel, row in rows.items():

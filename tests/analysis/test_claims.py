@@ -64,7 +64,9 @@ def test_the_same_run_twice_counts_once():
 def test_rates_are_shown_apart_and_pooled_with_equal_weights():
     runs = induction_runs({"softmax": [0.95, 0.95, 0.95, 0.1]}).assign(lr=[1e-3, 1e-3, 1e-3, 1e-2])
     row = claims.rates_table(runs).splitlines()[2]
-    assert row == "| softmax | 1.00 |  | 0.00 (1 seed) |  | 0.50 [0.00, 1.00] |  |"
+    assert row == "| softmax | 1.00 |  | 0.00 (1 seed) |  | 0.50 (1 seed) |  |"
+    both = pd.concat([runs, runs[:2].assign(lr=1e-2)], ignore_index=True)  # two seeds at least of either
+    assert " | 0.83 [" in claims.rates_table(both).splitlines()[2]
 
 
 def test_sinks_are_counted_by_type():
@@ -140,6 +142,12 @@ def test_the_order_when_attention_is_half_polarized():
     assert claims.order_when_polarized(entropies, orders) == (
         "the entropy falls below 0.5 at step 2 to 3, when 0.80 of all pairs of tokens are in the order of the end"
     )
+    never = np.vstack([entropies[:1], np.ones((2, 3))])
+    assert claims.order_when_polarized(never, np.vstack([orders, orders[:1]])).startswith(
+        "the entropy falls below 0.5 in 1 of 3 runs at step 2 to 2, when 0.80 (1 seed) of all pairs"
+    )
+    with pytest.raises(claims.LogError, match="in no run"):
+        claims.order_when_polarized(never[1:], orders)
 
 
 def test_a_table_has_a_row_for_each_kernel_and_leaves_blank_what_was_not_run():

@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from of_trigger import trigger
 from PIL import Image
 
 from src.analysis import figures, report
@@ -220,6 +221,41 @@ def test_polarization_has_a_panel_for_each_layer_and_kernel_and_a_line_for_each_
     softmax = panels[0].lines
     assert len(softmax) == 2 * 2 + 1
     assert softmax[-1].get_ydata().tolist() == pytest.approx([1, 0.3])
+
+
+def test_a_type_with_fewer_layers_has_no_line_in_the_others():
+    runs = pd.DataFrame({"num_layers": [2, 1], "attention_type": ["softmax", "sigmoid_norm"], "seed": 0})
+    runs["history/step"] = [[0, 10]] * 2
+    runs["history/0_0_attn_entropy"] = [[1.0, 0.5]] * 2
+    runs["history/1_0_attn_entropy"] = [[1.0, 0.1], None]
+    assert [len(axes.lines) for axes in figures.polarization(runs).axes] == [
+        2,
+        2,
+        2,
+        0,
+    ]  # layers of kernels: a head, a mean
+
+
+def test_lines_are_of_one_task():
+    runs = pd.DataFrame({"task": ["induction", "classification"], "state": "finished", "seed": 0, "lr": 1e-3})
+    runs = runs.assign(attention_type="softmax", **{"history/step": [[0]] * 2, "history/eval/loss": [[1.0]] * 2})
+    assert "of 2 tasks, induction, classification; select" in said(figures.training_curves(runs, ["eval/loss"]))
+    assert figures.style.setting_in_words(runs).startswith("Induction and classification, ")
+
+
+def test_what_is_said_of_seeds_and_kernels_is_true_of_these(induction):
+    one_seed = induction[induction["seed"] == 0]
+    assert "Mean over runs of one seed" in note(figures.sink_proportions(one_seed))
+    assert "Mean over runs of one seed" in note(figures.sink_proportions(induction, equally=["lr"]))  # in either rate
+    legend = [text.get_text() for text in figures.sink_proportions(one_seed).legends[0].get_texts()]
+    assert legend == ["normalised", "not normalised", "no run qualifies"]
+    own = one_seed.replace({"attention_type": {"sigmoid_norm": "my.py:f"}})
+    legend = [text.get_text() for text in figures.sink_proportions(own).legends[0].get_texts()]
+    assert legend[0] == "normalised, or not the paper's"
+    softmax = induction[induction["attention_type"] == "softmax"]
+    assert figures.sink_proportions(softmax).legends[0].get_texts() == []  # no cross, and no twins
+    profiles = figures.sink_profiles(pd.DataFrame([trigger("softpick", 0, 0.1), trigger("relu_mean", 0, 0.2)]))
+    assert note(profiles).startswith("Mean over runs of one seed. Grey: thresholds")
 
 
 def test_an_attention_map_has_queries_down_from_the_top():

@@ -47,6 +47,44 @@ def test_columns_have_an_interval_each(values):
     np.testing.assert_allclose(np.array(together).T, apart, atol=1e-12)
 
 
+def test_one_seed_in_a_part_of_what_is_pooled_leaves_no_interval():
+    """However many seeds another part has: half of the mean is then of unknown spread."""
+    runs = pd.DataFrame({"attention_type": "softmax", "seed": [0, 1, 2, 0], "lr": [1e-3, 1e-3, 1e-3, 1e-4]})
+    values = pd.Series([0.9, 0.7, 0.8, 0.2])
+    pooled = scores.by_type(runs, values, ["lr"]).loc["softmax"]
+    assert pooled["mean"] == pooled["low"] == pooled["high"] == pytest.approx(0.5)
+    assert (pooled["runs"], pooled["seeds"]) == (4, 1)
+    apart = scores.by_type(runs[:3], values[:3], ["lr"]).loc["softmax"]
+    assert apart["low"] < apart["mean"] < apart["high"]
+    assert apart["seeds"] == 3
+
+
+@given(st.lists(st.floats(-3, 3), min_size=2, max_size=6))
+def test_a_band_has_its_line_inside(values):
+    runs = pd.DataFrame({"state": "finished", "seed": range(len(values)), "history/step": [[0]] * len(values)})
+    runs["history/eval/max_error"] = [[value] for value in values]
+    line = scores.curve(runs, "eval/max_error").iloc[0]
+    assert line["low"] - 1e-12 <= line["mean"] <= line["high"] + 1e-12
+    assert line["low"] >= 0 or min(values) < 0
+
+
+def test_of_an_edited_file_the_last_version_counts():
+    runs = pd.DataFrame(
+        {
+            "task": "induction",
+            "attention_type": ["my.py:f", "my.py:f", "softmax", "your.py:f"],
+            "source": ["new", "old", None, "other"],
+            "started": [2.0, 1.0, 0.5, 0.1],
+            "state": "finished",
+            "seed": 0,
+        }
+    )
+    assert selection.select(runs).index.tolist() == [0, 2, 3]
+    assert selection.select(runs, source="old").index.tolist() == [1]
+    assert "source new/old" in selection.what_varies(runs).replace("\N{NO-BREAK SPACE}", " ")
+    assert selection.what_varies(runs[runs["source"] != "old"]) == ""
+
+
 def test_seeds_are_what_is_independent_not_runs():
     within = np.tile([0.0, 1.0], 500)  # what differs within seeds is no uncertainty
     assert scores.mean_interval(within, np.repeat([0, 1], 500)) == (0.5, 0.5, 0.5)

@@ -17,6 +17,7 @@ from src.analysis.figures.style import (
     add_legend,
     add_note,
     balanced,
+    filling,
     looks,
     or_sentence,
     over_seeds,
@@ -121,6 +122,7 @@ def bar_figure(
     measured = [score(group) for _, group in groups]
     if not rule and all(of_runs.empty for of_runs in measured):
         raise LogError(f"no run has a value of “{label}”")
+    columns = min(columns, len(groups))
     figure, grid = panels(len(groups), columns, shown)
     top = max([1, *(of_runs.max() for of_runs in measured if len(of_runs))])
     room = {"size": 6 if figure.get_figwidth() / columns / len(shown) > 0.22 else 4.5, "top": top}
@@ -133,11 +135,12 @@ def bar_figure(
     label_axes(figure, grid, len(groups), label, shown)
     bars = runs.loc[[place for values in measured for place in values.index]]
     bars = bars[bars["attention_type"].isin(shown)]
-    note = [over_seeds(bars, "Mean"), "number of runs (of those trained)"] + [rule] * bool(rule)
+    note = [over_seeds(bars, "Mean", equally), "number of runs (of those trained)"] + [rule] * bool(rule)
     each = f"each {'combination of ' if len(equally) > 1 else ''}{', '.join(equally)}"
     note += [f"{each} weighs the same"] * bool(equally)
     twins = any(not look.normalised for look in shown.values())
-    add_legend(figure, title(figure, runs, by), *bar_keys(twins), columns=3)
+    crosses = any(line.get_marker() == CROSS["marker"] for axes in grid.flat for line in axes.lines)
+    add_legend(figure, title(figure, runs, by), *bar_keys(filling(shown) if twins else [], crosses), columns=3)
     add_note(figure, "; ".join(note), bars, by)
     return figure
 
@@ -165,16 +168,17 @@ def label_axes(figure: Figure, grid: Any, num: int, label: str, shown: dict[str,
         if aslant:
             plt.setp(axes.get_xticklabels(), rotation=50, ha="right", rotation_mode="anchor")
     if num_rows == 1:
-        grid[0, 0].set_ylabel(balanced(label, 28))
+        grid[0, 0].set_ylabel(balanced(label, 20))
     else:
         figure.supylabel(balanced(label, 28 * num_rows), fontsize=8)
 
 
-def bar_keys(twins: bool) -> tuple[list[Any], list[str]]:
-    """What the cross means and, where there are bars of both kinds, their filling: keys and names for a legend."""
+def bar_keys(fillings: Sequence[str], crosses: bool) -> tuple[list[Any], list[str]]:
+    """What the filling of bars means, where there are both, and a cross, where there is one: keys and names for a
+    legend."""
     keys = [plt.Rectangle((0, 0), 1, 1, facecolor=colour, edgecolor="grey") for colour in ("grey", "white")]
-    keys, names = (keys, ["normalised", "not normalised"]) if twins else ([], [])
-    return [*keys, plt.Line2D([], [], **CROSS)], [*names, "no run qualifies"]
+    keys, names = keys[: len(fillings)], list(fillings)
+    return (keys + [plt.Line2D([], [], **CROSS)], [*names, "no run qualifies"]) if crosses else (keys, names)
 
 
 @or_sentence

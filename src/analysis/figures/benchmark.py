@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from src.analysis import mitigations
-from src.analysis.figures.style import PAGE, add_note, looks, or_sentence
+from src.analysis.figures.style import PAGE, add_note, looks, or_sentence, over_seeds
 from src.analysis.mitigations import GU, PAPERS, SCENES, THRESHOLDS
 from src.analysis.scores import mean_interval
 from src.analysis.selection import require_runs
@@ -122,8 +122,9 @@ def sink_profiles(runs: pd.DataFrame, scene: str = "trigger") -> Figure:
         axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(-0.1, -0.35), handlelength=1.2, borderaxespad=0)
     grid[0, 0].set_ylabel("share of heads with sink score > τ")
     figure.suptitle(f"Sink profiles: {SCENES[scene].title}", fontsize=8)
-    note = "Mean, band: 95% t interval over seeds. Dotted: softmax. Grey: thresholds in use, 0.3 and 0.9"
-    add_note(figure, f"{note}. Each function at its best learning rate by loss", chosen[["attention_type", "seed"]])
+    notes = [over_seeds(chosen, "Mean")] + ["Dotted: softmax"] * ("softmax" in kinds and len(groups) > 1)
+    notes += ["Grey: thresholds in use, 0.3 and 0.9", "Each function at its best learning rate by loss"]
+    add_note(figure, ". ".join(notes), chosen[["attention_type", "seed"]])
     return figure
 
 

@@ -17,6 +17,7 @@ from src.analysis.figures.style import (
     add_legend,
     add_note,
     balanced,
+    filling,
     looks,
     or_sentence,
     over_seeds,
@@ -24,7 +25,7 @@ from src.analysis.figures.style import (
     title,
     types_of,
 )
-from src.analysis.selection import require_columns, require_runs, settled, task_of
+from src.analysis.selection import of_one_task, require_columns, require_runs, settled, task_of
 from src.runs import HISTORY
 
 LABELS = {"train/loss": "training loss", "eval/loss": "loss", "attn_entropy": "normalised entropy"}
@@ -101,7 +102,8 @@ def polarization_by_step(entropies: dict[str, np.ndarray], orders: dict[str, np.
     grid[1].annotate("by chance", (1, 0.43), fontsize=6, color="dimgrey")
     grid[1].legend(loc="lower right")
     num_seeds = len(next(iter(entropies.values())))
-    figure.supxlabel(f"Mean, 95% t interval over {num_seeds} seeds", fontsize=6, color="dimgrey")
+    note = f"Mean, 95% t interval over {num_seeds} seeds" if num_seeds > 1 else "One seed"
+    figure.supxlabel(note, fontsize=6, color="dimgrey")
     figure.suptitle(balanced(setting, 105), fontsize=8)
     return figure
 
@@ -120,7 +122,8 @@ def draw_line(axes: Axes, look: Look, line: pd.DataFrame) -> None:
 def training_curves(runs: pd.DataFrame, metrics: Sequence[str] | None = None, by: Sequence[str] = ()) -> Figure:
     """Metrics (see `scores.curve`) over training, a row each, by attention type: means and intervals over seeds; a
     column of panels for each value of the fields `by`. By default loss, the task's accuracy and the entropy."""
-    runs, task = scores.with_history(runs), task_of(runs)
+    runs = of_one_task(scores.with_history(runs))
+    task = task_of(runs)
     metrics = list(metrics or ("eval/loss", task.accuracy, "attn_entropy"))
     shown, groups = looks(types_of(runs)), list(runs.groupby(list(by))) if by else [((), runs)]
     wide = len(groups) > 1 or len(shown) > 12
@@ -170,7 +173,7 @@ def polarization(runs: pd.DataFrame, types: Sequence[str] | None = None) -> Figu
         rows = grid[place // columns * len(layers) :, place % columns]
         for layer, axes in zip(layers, rows, strict=False):
             for name, group in runs.groupby("attention_type", sort=False):
-                if name in shown and shown[name].kernel == kernel:
+                if name in shown and shown[name].kernel == kernel and layer < group["num_layers"].max():
                     draw_heads(axes, shown[name], group, layer)
                     draw_line(axes, shown[name], scores.curve(group, "attn_entropy", layer))
             axes.set(ylim=(0, 1.02), yticks=[0, 0.5, 1])
@@ -184,7 +187,7 @@ def polarization(runs: pd.DataFrame, types: Sequence[str] | None = None) -> Figu
     add_note(figure, over_seeds(runs, "Thick lines: mean over heads and runs"), runs)
     styles = [{"linestyle": "-"}, {"linestyle": "--"}, {"linewidth": 0.3}]
     keys = [plt.Line2D([], [], color="grey", **style) for style in styles]
-    names = ["normalised", "not normalised", "thin: one head of one run"]
+    names = [*filling(shown), "thin: one head of one run"]
     add_legend(figure, title(figure, runs), keys, names, columns=3)
     return figure
 

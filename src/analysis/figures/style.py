@@ -222,11 +222,18 @@ def caution(names: Iterable[str]) -> str:
     return "“linear” is raw_dotproduct_… in configs, “elu · elu” is linear_…" if misread else ""
 
 
-def over_seeds(runs: pd.DataFrame, what: str = "mean") -> str:
-    """What a line, a bar or a point is: a mean with its interval, if runs of more than one seed are in any."""
-    seeds = runs.groupby("attention_type")["seed"]
-    several = (seeds.min() < seeds.max()).any()
+def over_seeds(runs: pd.DataFrame, what: str = "mean", equally: Sequence[str] = ()) -> str:
+    """What a line, a bar or a point is: a mean with its interval, if any has one; see `scores.by_type`."""
+    seeds = runs.groupby(["attention_type", *equally], dropna=False)["seed"].nunique()
+    several = (seeds.groupby("attention_type").min() > 1).any()
     return f"{what}, 95% t interval over seeds" if several else f"{what} over runs of one seed"
+
+
+def filling(shown: dict[str, Look]) -> list[str]:
+    """What filled and hollow bars, or solid and dashed lines, are. Only the paper's kernels are with normalisation and
+    without; of others it is not said, and they are drawn like the first."""
+    all_the_papers = all(look.section == SECTIONS["paper"] for look in shown.values())
+    return ["normalised" if all_the_papers else "normalised, or not the paper's", "not normalised"]
 
 
 def add_legend(figure: Figure, heading: str, keys: Sequence[Any], names: Sequence[str], columns: int) -> None:
