@@ -122,15 +122,45 @@ BODIES = {
     "on masked keys": "return (q @ k.mT).softmax(-1)",
     "fails on a small example (NameError": "return nothing",
     "fails on a small example (TypeError": "return q @ None",
+    "the last query other weights where it is the only one": "return seen(q @ k.mT * q.shape[-2], mask)",
+    "a parameter of its own": "return seen(q @ k.mT * SCALE, mask)",
+    "no gradient": "return seen((q @ k.mT).detach(), mask)",
 }
+START = """
+import torch
+
+SCALE = torch.nn.Parameter(torch.ones(1))
+
+
+def seen(weights, mask):
+    return weights if mask is None else weights * mask
+
+
+"""
 
 
 @pytest.mark.parametrize(("words", "body"), BODIES.items())
 def test_a_wrong_function_is_refused_before_training(words, body, tmp_path):
-    (tmp_path / "wrong.py").write_text(f"def f(q, k, mask):\n    {body}\n")
+    (tmp_path / "wrong.py").write_text(f"{START}def f(q, k, mask):\n    {body}\n")
     with pytest.raises(ConfigError) as error:
         tiny(attention_type=f"{tmp_path / 'wrong.py'}:f")
     assert words in str(error.value)
+
+
+def test_a_kernel_is_of_pairs_and_what_counts_places_is_a_whole_function(tmp_path):
+    """Scores are of distinct tokens, not of places; and queries may be the last places alone."""
+    entry = "kind = AttentionType(label='f', formula='', kernel=far, normalise=masked)"
+    far = "def far(q, k):\n    return q @ k.mT * torch.arange(k.shape[-2])"
+    imported = "from src.model.attention import AttentionType, masked"
+    (tmp_path / "far.py").write_text(f"{START}{imported}\n{far}\n{entry}\n")
+    with pytest.raises(ConfigError, match="give it as `whole`"):
+        tiny(attention_type=f"{tmp_path / 'far.py'}:kind")
+    body = "Q, K = q.shape[-2], k.shape[-2]\n    near = torch.arange(K) - torch.arange(K - Q, K)[:, None]"
+    body = f"{body}\n    return seen((q @ k.mT + near).exp(), mask)"
+    (tmp_path / "near.py").write_text(f"{START}def f(q, k, mask):\n    {body}\n")
+    model = build_model(tiny(attention_type=f"{tmp_path / 'near.py'}:f", aux_loss_weight=0.0))
+    inputs = torch.randint(12, (3, 5))
+    torch.testing.assert_close(model(inputs)[0][:, -1:], model(inputs, slice(-1, None))[0])
 
 
 @pytest.mark.parametrize(

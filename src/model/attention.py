@@ -75,13 +75,14 @@ class AttentionType:
     """Everything that is particular to an attention type.
 
     Args:
-        label: How figures call it. Types of one label are twins, with and without normalisation.
+        label: How figures call it. Types of one label are twins, with and without normalisation. One's own type is
+            called by its NAME instead, so that figures need not run its file.
         formula: Its weights in a line; z = q·k / √head_dim, Σ over the keys that the query sees.
-        kernel: Queries (..., Q, D) and keys (..., K, D) to scores (..., Q, K).
+        kernel: Queries (..., Q, D) and keys (..., K, D) to scores (..., Q, K), of each pair alone, wherever it stands.
         normalise: Scores (..., Q, K), the mask (Q, K) or None, and the type's `numbers` to weights, zero where masked.
         whole: Queries, keys and mask to weights as one function, in the place of kernel and normalise.
         group: Which types stand together in figures.
-        colour: In figures; None for the next of a cycle. Twins have one colour.
+        colour: In figures; None for the next of a cycle, which one's own types have. Twins have one colour.
         feature_map: Whether queries and keys first pass the layer's own MLP (head_dim → 4 head_dim → head_dim).
         numbers: Learned numbers, one for each head: the argument of `normalise`, and the start as a function of
             the length of the longest row. They come shaped so that they broadcast to the scores.
