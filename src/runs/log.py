@@ -88,7 +88,7 @@ class RunLog(LogFile):
         with self._explained():
             rows = self.db.execute(
                 "SELECT config FROM runs WHERE state = 'running' AND process = ?",
-                [f"{platform.node()}:{pid}"],
+                [name_of(pid)],
             ).fetchall()
         return [config for (text,) in rows if (config := understood(text))]
 
@@ -114,7 +114,7 @@ class RunLog(LogFile):
                 state="running",
                 summary="{}",
                 started=time.time(),
-                process=this_process(),
+                process=name_of(os.getpid()),
                 device=device_name(device),
                 torch=torch.__version__,
                 code=git_commit(),
@@ -136,7 +136,7 @@ class RunLog(LogFile):
             self.locks.keep()
             added = self.db.execute(
                 "INSERT INTO history SELECT hash, ?, ? FROM runs WHERE hash = ? AND process = ?",
-                [epoch, json.dumps(results), config.hash, this_process()],
+                [epoch, json.dumps(results), config.hash, name_of(os.getpid())],
             )
             self._require_row(added, config)
 
@@ -148,14 +148,24 @@ class RunLog(LogFile):
         seconds: float | None = None,
         error: str | None = None,
     ) -> None:
+        """LogError if this process is not at the run: what has ended, or is another's by now, stays as it is."""
         with self._transaction():
             ended = self.db.execute(
-                "UPDATE runs SET state = ?, summary = ?, seconds = ?, error = ? WHERE hash = ?",
-                [state, json.dumps(summary), seconds, error, config.hash],
+                "UPDATE runs SET state = ?, summary = ?, seconds = ?, error = ? "
+                "WHERE hash = ? AND state = 'running' AND process = ?",
+                [state, json.dumps(summary), seconds, error, config.hash, name_of(os.getpid())],
             )
             self._require_row(ended, config)
         with self._explained():  # as far as others let us: what is copied without its -wal has this run
             self.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+    def give_up(self, config: RunConfig, pid: int, error: str) -> None:
+        """Log a run as failed that process `pid` of this machine died over, unless another has taken it since."""
+        with self._transaction():
+            self.db.execute(
+                "UPDATE runs SET state = 'failed', error = ? WHERE hash = ? AND state = 'running' AND process = ?",
+                [error, config.hash, name_of(pid)],
+            )
 
     def add_runs(self, runs: Iterable[tuple[str, dict[str, Any], list[dict[str, float]]]]) -> Counter[str]:
         """Rows of runs that have ended elsewhere: hash, columns and the results of each epoch. Counts those written,
@@ -213,8 +223,9 @@ def understood(text: str) -> RunConfig | None:
         return None
 
 
-def this_process() -> str:
-    return f"{platform.node()}:{os.getpid()}"
+def name_of(pid: int) -> str:
+    """What rows call a process of this machine."""
+    return f"{platform.node()}:{pid}"
 
 
 def is_alive(pid: int) -> bool:

@@ -1,6 +1,7 @@
 """Running runs: a stack of them in this process, or many stacks in worker processes that share a log."""
 
 import dataclasses
+import os
 import signal
 import sys
 import time
@@ -77,7 +78,7 @@ def execute(
             log.start(config, device)
         train_stack(configs, device, watching)
     except (KeyboardInterrupt, Interrupted):
-        interrupt_all(recorders)
+        interrupt_all(recorders, log)
         raise
     except LogError:
         raise
@@ -87,7 +88,7 @@ def execute(
             fail(recorders, watching, traceback.format_exc())
     if too_large:  # here, where the error and the memory that it held are gone
         torch.cuda.empty_cache()
-        interrupt_all(recorders)  # until its half's turn, this process is not at a run
+        interrupt_all(recorders, log)  # until its half's turn, this process is not at a run
         half = len(configs) // 2
         return [
             *execute(configs[:half], log, device, observers[:half], models),
@@ -96,10 +97,12 @@ def execute(
     return [recorder.state for recorder in recorders]
 
 
-def interrupt_all(recorders: Sequence[Recorder]) -> None:
-    """End the runs that are still running as interrupted, of which others who look on learn nothing."""
+def interrupt_all(recorders: Sequence[Recorder], log: RunLog) -> None:
+    """End the runs that are still running as interrupted, of which others who look on learn nothing. Those are what
+    the log says: a run's end may be there before its recorder knows."""
+    running = {config.hash for config in log.running(os.getpid())}
     for recorder in recorders:
-        if recorder.state == "running":
+        if recorder.config.hash in running:
             recorder.on_end("interrupted", recorder.last)
 
 
@@ -222,16 +225,16 @@ def run_job(job: Job, num_workers: int, every: float = 0.5) -> Iterator[None]:
                     if len(suspects) > 1:
                         job = job.alone({config.hash for config in suspects})
                     else:
-                        give_up_on_killers(log, suspects, crashes)
+                        give_up_on_killers(log, worker.pid, suspects, crashes)
                     workers.append(processes.start(work, job, device=job.device))
             yield
     finally:
         processes.stop(workers)
 
 
-def give_up_on_killers(log: RunLog, suspects: Sequence[RunConfig], crashes: Counter[str]) -> None:
-    """Count a death against the runs that the process was at, which fail when that is too often."""
+def give_up_on_killers(log: RunLog, pid: int, suspects: Sequence[RunConfig], crashes: Counter[str]) -> None:
+    """Count the death of process `pid` against the runs that it was at, which fail when that is too often."""
     for config in suspects:
         crashes[config.hash] += 1
         if crashes[config.hash] >= CRASHES:
-            log.end(config, "failed", {}, error=f"{CRASHES} processes died over it; out of memory?")
+            log.give_up(config, pid, f"{CRASHES} processes died over it; out of memory?")

@@ -152,11 +152,23 @@ def test_a_run_that_another_process_has_taken_is_left_to_it(tmp_path):
     log = RunLog(tmp_path / "runs.db")
     log.start(A, "cpu")
     log.db.execute("UPDATE runs SET process = 'elsewhere:1'")
-    with pytest.raises(LogError, match="has lost the run .* to another process"):
-        log.add_epoch(A, 0, {})
+    for act in (lambda: log.add_epoch(A, 0, {}), lambda: log.end(A, "failed", {})):
+        with pytest.raises(LogError, match="has lost the run .* to another process"):
+            act()
+    log.give_up(A, os.getpid(), "a process of this number had it once")
+    assert log.states() == {A.hash: "running"}
     log.db.execute("DELETE FROM runs")
     with pytest.raises(LogError, match="has lost the run"):
         log.end(A, "finished", {})
+
+
+def test_what_has_ended_stays_as_it_is(tmp_path):
+    log = RunLog(tmp_path / "runs.db")
+    finish(log, A)
+    with pytest.raises(LogError, match="has lost the run"):
+        log.end(A, "interrupted", {})
+    log.give_up(A, os.getpid(), "it died when all was done")
+    assert log.row(A) == {"state": "finished", "summary": {"eval/loss": 0.5}, "history": log.row(A)["history"]}
 
 
 def test_what_has_failed_is_settled_though_the_clock_is_set_back(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from tiny import SIZES, TASKS, tiny
 from src.runs import LogError, RunLog, load_runs
 from src.training import workers
 from src.training.loop import Observer, train
-from src.training.workers import Job, WorkersError, execute, run_job
+from src.training.workers import Interrupted, Job, WorkersError, execute, run_job
 
 ROOT = Path(__file__).parents[2]
 MEASURED = ["eval/loss", "train/loss", "eval/acc_induction", "1_0_rel_attn_bos_global", "history/eval/loss"]
@@ -234,6 +234,22 @@ def test_results_do_not_depend_on_the_number_of_workers(tmp_path):
         table = load_runs(job.log, history=True).set_index("hash").sort_index()
         tables.append(table.drop(columns=["started", "seconds", "process"]))
     pd.testing.assert_frame_equal(*tables, check_like=True)
+
+
+def test_a_run_that_has_ended_stays_so_though_its_process_is_stopped_at_that_moment(tmp_path, monkeypatch):
+    """The others of its stack are interrupted."""
+    end, configs, log = RunLog.end, [tiny(seed=seed) for seed in range(2)], RunLog(tmp_path / "runs.db")
+
+    def stopped(self, config, state, *rest):
+        end(self, config, state, *rest)
+        if state == "finished":
+            raise Interrupted
+
+    monkeypatch.setattr(RunLog, "end", stopped)
+    with pytest.raises(Interrupted):
+        execute(configs, log, "cpu")
+    assert log.states() == {configs[0].hash: "finished", configs[1].hash: "interrupted"}
+    assert log.row(configs[0])["summary"]["eval/loss"] > 0
 
 
 class Broken(Observer):
