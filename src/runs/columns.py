@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from src.config import FIELD_TYPES, FIELDS, IN_EVERY_HASH, checked
+from src.config import FIELD_TYPES, FIELDS, checked
 from src.errors import ConfigError
 from src.runs.reader import HISTORY
 from src.values import kind_of
@@ -29,14 +29,8 @@ def is_measured(name: str) -> bool:
 
 def plain(runs: pd.DataFrame) -> pd.DataFrame:
     """The table with plain numpy columns: numbers, truths and texts that are missing nowhere as such, texts with None
-    where missing, numbers with NaN, histories as lists. A field of RunConfig that is newer than the table has its
-    default."""
-    runs = pd.DataFrame({name: plain_column(name, runs[name]) for name in runs}, index=runs.index)
-    for name, field in FIELDS.items():
-        if len(runs) and name not in IN_EVERY_HASH and field.default is not None:
-            given = runs[name] if name in runs else pd.Series(None, index=runs.index, dtype=object)
-            runs[name] = plain_column(name, given.astype(object).where(given.notna(), field.default))
-    return runs
+    where missing, numbers with NaN, histories as lists."""
+    return pd.DataFrame({name: plain_column(name, runs[name]) for name in runs}, index=runs.index)
 
 
 def plain_column(name: str, column: pd.Series) -> pd.Series:

@@ -10,8 +10,13 @@ import pandas as pd
 
 from src.config import FIELDS, IN_EVERY_HASH, RunConfig
 from src.errors import ConfigError
-from src.runs.columns import NUMBERS, TEXTS, is_measured
+from src.runs.columns import NUMBERS, TEXTS, is_measured, plain_column
 from src.runs.reader import BETTER_FIRST
+
+# The fields that RunConfig lacked when hashes began, with their defaults.
+LATER = {
+    name: field.default for name, field in FIELDS.items() if name not in IN_EVERY_HASH and field.default is not None
+}
 
 
 def config_of(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,26 +25,51 @@ def config_of(row: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in said.items() if k in FIELDS or not (is_measured(k) or k in TEXTS or k in NUMBERS)}
 
 
-def identified(row: Mapping[str, Any]) -> RunConfig | None:
-    """The run of a row, where its config is certain: nothing of it is missing, unknown or wrong."""
-    config = config_of(row)
+def run_of(row: Mapping[str, Any]) -> RunConfig | None:
+    """The run of a row's config, with the default of what it leaves out; None for a config of other code."""
     try:
-        run = RunConfig.from_dict(config)
+        return RunConfig.from_dict(config_of(row))
     except ConfigError:
         return None
+
+
+def is_certain(run: RunConfig, row: Mapping[str, Any]) -> bool:
+    """Whether the row is of this run: its hash says so; or, of one that has another's name, it leaves out nothing that
+    every hash has."""
+    config = config_of(row)
     unsaid = {name for name in IN_EVERY_HASH if name not in config and getattr(run, name) is not None}
-    # A table of a time when RunConfig had fewer fields: its hashes tell it from one that lacks columns.
-    return run if not unsaid or row.get("hash") == hash_without(run, unsaid) else None
+    if is_ours(row.get("hash")):
+        return row["hash"] in (run.hash, hash_without(run, unsaid))
+    return not unsaid
+
+
+def identified(row: Mapping[str, Any]) -> RunConfig | None:
+    """The run of a row, where its config is certain: nothing of it is missing, unknown or wrong."""
+    run = run_of(row)
+    return run if run and is_certain(run, row) else None
 
 
 def hash_without(run: RunConfig, names: set[str]) -> str:
     """The hash that the run had when RunConfig lacked these fields."""
-    values = {name: value for name, value in run.to_dict().items() if name in IN_EVERY_HASH and name not in names}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    given = {name: value for name, value in run.to_dict().items() if name not in names}
+    counted = {k: v for k, v in given.items() if k in IN_EVERY_HASH or v != FIELDS[k].default}
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def is_ours(hash: Any) -> bool:
     return isinstance(hash, str) and re.fullmatch("[0-9a-f]{16}", hash) is not None
+
+
+def with_defaults(runs: pd.DataFrame) -> pd.DataFrame:
+    """The table with the default of each field that is newer than a row; a row whose hash says that it was something
+    else is left as it is."""
+    missing = pd.DataFrame({name: runs[name].isna() if name in runs else True for name in LATER}, index=runs.index)
+    doubtful = missing.any(axis=1)
+    for i, row in zip(runs.index[doubtful], config_rows(runs[doubtful]), strict=True):
+        if is_ours(row.get("hash")) and (run := run_of(row)) and not is_certain(run, row):
+            missing.loc[i] = False
+    given = runs.reindex(columns=LATER).astype(object).where(~missing, pd.Series(LATER), axis=1)
+    return runs.assign(**{name: plain_column(name, given[name]) for name in LATER})
 
 
 def with_hashes(runs: pd.DataFrame) -> pd.DataFrame:

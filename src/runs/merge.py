@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from src.runs.columns import COUNTS, TEXTS
-from src.runs.identity import config_of, identified, is_ours
+from src.runs.identity import config_of, identified, is_ours, run_of
 from src.runs.log import RunLog
 from src.runs.reader import HISTORY
 from src.runs.table import load_runs
@@ -47,10 +47,11 @@ def is_missing(value: Any) -> bool:
 
 
 def hash_of(row: Mapping[str, Any]) -> str | None:
-    """The run's hash. One that this code cannot train keeps the hash that its own code gave it."""
+    """The run's hash, None where it is not certain. One that this code cannot train keeps the hash that its own code
+    gave it."""
     if run := identified(row):
         return run.hash
-    return row["hash"] if is_ours(row.get("hash")) else None
+    return row["hash"] if is_ours(row.get("hash")) and not run_of(row) else None
 
 
 def columns_of(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def load_runs(source: Path | str | Iterable[Path | str] = DEFAULT_LOG, history: 
     import pandas as pd
 
     from src.runs.columns import plain
-    from src.runs.identity import once, with_hashes
+    from src.runs.identity import once, with_defaults, with_hashes
 
     sources = [source] if isinstance(source, str | os.PathLike) else list(source)
     tables = [table for one in sources for table in _tables(one, history)]
@@ -45,7 +45,10 @@ def load_runs(source: Path | str | Iterable[Path | str] = DEFAULT_LOG, history: 
     if not filled:
         raise LogError("no source of runs was given; name a run log or a table")
     runs = plain(filled[0] if len(filled) == 1 else pd.concat([t.astype(object) for t in filled], ignore_index=True))
-    if not len(runs) or "state" not in runs:
+    if not len(runs):
+        return runs
+    runs = with_defaults(runs)
+    if "state" not in runs:
         return runs
     runs = once(with_hashes(runs))
     if len(filled) > 1 and "started" in runs:

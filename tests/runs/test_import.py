@@ -85,6 +85,31 @@ def test_a_table_of_an_older_schema(tmp_path):
     assert log.states() == {A.hash: "finished"}
 
 
+@pytest.mark.parametrize("lacks", ["optimizer", "weight_decay", "use_residual", "lr"])
+def test_a_row_whose_hash_contradicts_its_config_is_no_other_run(lacks, tmp_path):
+    """Its table has lost a column: the default is not put in its place."""
+    other = tiny(seed=1, lr=0.02, optimizer="sgd", weight_decay=0.2, use_residual=False)
+    rows = [config.to_dict() | {"hash": config.hash, "state": "finished"} for config in (other, B)]
+    pd.DataFrame(rows).drop(columns=lacks).to_parquet(tmp_path / "table.parquet")
+    runs = load_runs(tmp_path / "table.parquet").set_index("hash")
+    if lacks in runs:  # what every hash has depends on the task: nothing is put in its place
+        assert pd.isna(runs.loc[other.hash, lacks])
+        assert runs.loc[B.hash, lacks] == getattr(B, lacks)
+    log = RunLog(tmp_path / "runs.db")
+    assert import_runs([tmp_path / "table.parquet"], log) == {"written": 1, "other code": 1}
+    assert log.states() == {B.hash: "finished"}
+
+
+def test_a_table_of_a_time_before_optimizers(tmp_path):
+    rows = [config.to_dict() | {"hash": config.hash, "state": "finished"} for config in (A, B)]
+    later = ["optimizer", "weight_decay", "beta2", "use_residual", "use_bos", "source"]
+    pd.DataFrame(rows).drop(columns=later).to_parquet(tmp_path / "old.parquet")
+    assert load_runs(tmp_path / "old.parquet")["optimizer"].tolist() == ["adamw"] * 2
+    log = RunLog(tmp_path / "runs.db")
+    assert import_runs([tmp_path / "old.parquet"], log) == {"written": 2}
+    assert json.loads(log.db.execute("SELECT config FROM runs").fetchone()[0]) in (A.to_dict(), B.to_dict())
+
+
 def test_a_table_of_newer_code_keeps_its_names_and_is_not_trained_here(tmp_path):
     rows = [
         c.to_dict() | {"state": "finished", "hash": h, "dropout": d}
