@@ -298,7 +298,7 @@ def conclude(job: Job, log: RunLog, figures: tuple[str, Path] | None = None) -> 
     """Print the table of the job's runs, save pictures under a title and in a folder if asked; the exit status."""
     from src.analysis import report  # with matplotlib, slow to import: not in every worker
 
-    hashes = [config.hash for config in job.points]
+    hashes = {config.hash for config in job.points}
     runs = load_runs(log.path, history=True)
     runs = runs[runs["hash"].isin(hashes)]
     print(report.of_sweep(runs))
@@ -306,9 +306,12 @@ def conclude(job: Job, log: RunLog, figures: tuple[str, Path] | None = None) -> 
         print(path)
     tell_of_models(log, job.points, job.models)
     lost = Counter(state for state in runs["state"] if state != "finished")
+    if len(runs) < len(hashes):
+        lost["not trained"] = len(hashes) - len(runs)
     if lost:
         numbers = " and ".join(f"{count} {state}" for state, count in sorted(lost.items()))
-        print(f"Of {len(hashes)} runs {numbers}; column `error` of the log says why", file=sys.stderr)
+        why = "; column `error` of the log says why" if runs["error"].notna().any() else ""
+        print(f"Of {len(hashes)} runs {numbers}{why}", file=sys.stderr)
     return FAILED if lost else 0
 
 

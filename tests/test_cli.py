@@ -334,6 +334,14 @@ def test_failed_and_diverged_runs_end_a_sweep_with_status_1(tmp_path, capsys):
     assert "Of 2 runs 1 diverged; column `error` of the log says why" in error
 
 
+def test_runs_that_nobody_trained_are_told(tmp_path, capsys, monkeypatch):
+    log, sweep = f"--log={tmp_path}/runs.db", sweep_file(tmp_path, fixed={"num_epochs": 1}, seed=[0, 1, 2])
+    assert train.main([*options(tiny(num_epochs=1)), log]) == 0
+    monkeypatch.setattr(train, "run_job", lambda *_: iter(()))
+    assert train.main(["--sweep", f"{sweep}", log, f"--figures={tmp_path}"]) == 1
+    assert "Of 3 runs 2 not trained\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("stream", ["1", "2"])
 def test_a_closed_stream_ends_nothing(stream, tmp_path):
     done = subprocess.run(

@@ -26,7 +26,8 @@ from src.training.wandb_logger import wandb_observers
 
 CRASHES = 2  # processes that may die over one run before it counts as failed
 FALSE_STARTS = 3  # processes in succession that may die while they are at no run
-BAD_LOG, BROKEN_GPU = 3, 4  # a worker's exit statuses when it cannot use the log, or the GPU any more
+# A worker's exit statuses when it cannot use the log, or the GPU any more, and when it was asked to stop.
+BAD_LOG, BROKEN_GPU, STOPPED = 3, 4, 5
 
 
 class Interrupted(BaseException):
@@ -163,7 +164,7 @@ def work(job: Job) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_LOG)
     except Interrupted:
-        sys.exit(0)
+        sys.exit(STOPPED)
 
 
 def work_at(stack: Sequence[RunConfig], log: RunLog, job: Job) -> bool:
@@ -198,9 +199,10 @@ def run_job(job: Job, num_workers: int, every: float = 0.5) -> Iterator[None]:
     """Train the runs of a job in worker processes; yields every so many seconds, for the caller to look at the
     log, and returns when all runs are settled.
 
-    A worker that dies is replaced, and the runs of the stack that it was at are trained one by one; a run over which
-    CRASHES of them died is logged as failed. Raises LogError if the log cannot be used, WorkersError if workers die
-    before they are at any run. If the caller stops iterating, the workers log what they are at as interrupted and end.
+    A worker that dies, or that somebody else asks to stop, is replaced. After a death the runs of the stack that it was
+    at are trained one by one; a run over which CRASHES of them died is logged as failed. Raises LogError if the log
+    cannot be used, WorkersError if workers die before they are at any run. If the caller stops iterating, the workers
+    log what they are at as interrupted and end.
     """
     log = RunLog(job.log)
     job = job.less(log.states(settled_since=job.began))
@@ -217,7 +219,7 @@ def run_job(job: Job, num_workers: int, every: float = 0.5) -> Iterator[None]:
                 workers.remove(worker)
                 if worker.exitcode == BAD_LOG:
                     raise LogError(f"a worker could not use the run log {job.log}; what it holds is kept")
-                if worker.exitcode:
+                if worker.exitcode not in (0, STOPPED):
                     suspects = log.running(worker.pid)
                     false_starts = 0 if suspects or worker.exitcode == BROKEN_GPU else false_starts + 1
                     if false_starts > FALSE_STARTS:
@@ -226,6 +228,7 @@ def run_job(job: Job, num_workers: int, every: float = 0.5) -> Iterator[None]:
                         job = job.alone({config.hash for config in suspects})
                     else:
                         give_up_on_killers(log, worker.pid, suspects, crashes)
+                if worker.exitcode:
                     workers.append(processes.start(work, job, device=job.device))
             yield
     finally:

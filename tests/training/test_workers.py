@@ -102,7 +102,8 @@ def drive(job, num_workers=1, act=lambda: None):
         act()
 
 
-def test_a_killed_worker_is_replaced_and_its_run_done_again(tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_worker_is_replaced_and_its_run_done_again(how, tmp_path):
     configs = [tiny(seed=seed, num_train=1300, num_epochs=10) for seed in range(3)]
     job = Job([[config] for config in configs], tmp_path / "runs.db")
     log, killed = RunLog(job.log), []
@@ -112,7 +113,7 @@ def test_a_killed_worker_is_replaced_and_its_run_done_again(tmp_path):
         running = at[at["state"] == "running"] if len(at) else at
         if not killed and len(running) and log.epochs(0):
             killed.append(int(running["process"].iloc[0].rpartition(":")[2]))
-            os.kill(killed[0], signal.SIGKILL)
+            os.kill(killed[0], how)
 
     drive(job, 1, kill_one)
     assert killed
