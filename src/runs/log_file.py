@@ -77,8 +77,9 @@ class LogFile:
             )
 
     def _prepare(self, journal: str) -> None:
-        (application,) = self.db.execute("PRAGMA application_id").fetchone()
+        # In this order: who makes the log at the same moment writes both at once.
         (tables,) = self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (application,) = self.db.execute("PRAGMA application_id").fetchone()
         if application != APPLICATION_ID and tables:
             raise LogError(f"{self.path} is a database of something else; name another file")
         self._identity = places.identity(self._file)

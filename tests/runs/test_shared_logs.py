@@ -1,5 +1,6 @@
 """Logs that several processes and versions of the code use, and what may happen to their files meanwhile."""
 
+import functools
 import json
 import os
 import shutil
@@ -67,6 +68,23 @@ def test_code_with_one_more_field_beside_this_one(tmp_path):
     assert import_runs([log.path], other) == {"written": 2, "not ended": 1}
     assert load_runs(other.path)["dropout"].fillna(0).tolist() == [0.0, 0.5]
     assert other.states().keys() < log.states().keys()
+
+
+@pytest.mark.parametrize("look", range(1, 6))
+def test_a_log_that_others_make_at_the_same_moment(look, tmp_path, monkeypatch):
+    """Before the first, second, ... look at the file that this process takes."""
+    path, looks = tmp_path / "runs.db", []
+
+    class Looking(sqlite3.Connection):
+        def execute(self, *arguments):
+            looks.append(arguments)
+            if len(looks) == look:
+                monkeypatch.undo()
+                finish(RunLog(path), A)
+            return super().execute(*arguments)
+
+    monkeypatch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, factory=Looking))
+    assert RunLog(path).states() == {A.hash: "finished"}
 
 
 @pytest.mark.parametrize("how", ["moved", "deleted", "replaced"])
