@@ -112,6 +112,13 @@ def test_shards_and_dry_run(tmp_path, capsys):
     assert not (tmp_path / "runs.db").exists()
 
 
+def test_a_dry_run_by_a_log_without_runs(tmp_path, capsys):
+    log = RunLog(tmp_path / "runs.db")
+    arguments = ["--sweep", f"{sweep_file(tmp_path, seed=[0, 1])}", f"--log={log.path}", "--dry_run", "--workers=1"]
+    assert train.main(arguments) == 0
+    assert "judged by a few steps" in capsys.readouterr().out
+
+
 def test_a_cell_as_an_agent_passes_it(tmp_path):
     """Trained as a stack; a sweep over the same runs repeats none of them."""
     log, once = tmp_path / "runs.db", [o for o in options(tiny()) if not o.startswith(("--seed", "--lr"))]

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Iterable
 
 from src.errors import LogError
-from src.runs.log import RunLog
 from src.runs.table import export
 
 USAGE = """usage: python -m src.runs export SOURCE [SOURCE ...] TABLE.parquet|TABLE.csv
@@ -32,7 +31,7 @@ def main(arguments: Iterable[str] = tuple(sys.argv[1:])) -> int:
 def summary_of_import(sources: list[str], path: str) -> str:
     from src.runs.merge import import_runs
 
-    counts = import_runs(sources, RunLog(path))
+    counts = import_runs(sources, path)
     said = {
         "there": "there already",
         "busy": "being trained by another process",

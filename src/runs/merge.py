@@ -17,9 +17,9 @@ from src.runs.table import load_runs
 AT_ONCE = 200  # runs in a transaction: others may write between
 
 
-def import_runs(sources: Iterable[Path | str], log: RunLog) -> Counter[str]:
-    """Write the runs of the sources that have ended into the log, each whole: its config, summary and histories, and
-    what its row says of device, code and time.
+def import_runs(sources: Iterable[Path | str], path: Path | str) -> Counter[str]:
+    """Write the runs of the sources that have ended into the log `path`, each whole: its config, summary and histories,
+    and what its row says of device, code and time. The log is made if missing, once the sources are read.
 
     Counts what became of them: written; there (the log has them, as far or further); busy (another process trains
     them now); not ended; and other code (whose config does not say all that decides a run). A killed import goes on
@@ -34,6 +34,7 @@ def import_runs(sources: Iterable[Path | str], log: RunLog) -> Counter[str]:
             wanted.append((hash, row))
         else:
             counts["other code" if ended else "not ended"] += 1
+    log = RunLog(path)
     with tqdm(total=len(wanted), desc=f"into {log.path.name}", unit="run") as bar:
         for i in range(0, len(wanted), AT_ONCE):
             part = [(hash, columns_of(row), epochs_of(row)) for hash, row in wanted[i : i + AT_ONCE]]

@@ -16,12 +16,9 @@ SETTLED = ("finished", "diverged")  # such runs are not trained again
 
 
 def logged(path: Path | str) -> pd.DataFrame:
-    """The runs of a log, if there is one: nothing is made. Raises LogError for a file that is no log."""
-    return (
-        load_runs(path)
-        if Path(path).exists()
-        else pd.DataFrame(columns=[*FIELDS, "hash", "state", "seconds", "device"])
-    )
+    """The runs of a log, if there are any: nothing is made. Raises LogError for a file that is no log."""
+    runs = load_runs(path) if Path(path).exists() else pd.DataFrame()
+    return runs if len(runs) else pd.DataFrame(columns=[*FIELDS, "hash", "state", "seconds", "device"])
 
 
 def seconds_by_shape(runs: pd.DataFrame, device: str) -> dict[tuple, float]:

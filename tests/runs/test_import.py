@@ -38,12 +38,12 @@ def ended(runs):
 
 def test_what_is_imported_is_what_was_exported_and_a_sweep_trains_the_rest(table, tmp_path):
     log = RunLog(tmp_path / "runs.db")
-    assert import_runs([table], log) == {"written": 3, "not ended": 2}
+    assert import_runs([table], log.path) == {"written": 3, "not ended": 2}
     expected = ended(load_runs(table, history=True))
     pd.testing.assert_frame_equal(
         load_runs(log.path, history=True)[expected.columns], expected
     )  # device, code and time
-    assert import_runs([table], log) == {"there": 3, "not ended": 2}
+    assert import_runs([table], log.path) == {"there": 3, "not ended": 2}
     job = Job([[A], [B], [tiny(seed=3)]], log.path)
     for _ in run_job(job, 1):
         pass
@@ -59,9 +59,9 @@ def test_logs_are_merged_and_the_furthest_row_stays(tmp_path):
         log.end(A, state, {})
     finish(two, B)
     finish(into, B, epochs=3)
-    assert import_runs([two.path], into) == {"written": 1, "there": 1}
+    assert import_runs([two.path], into.path) == {"written": 1, "there": 1}
     assert into.states() == {A.hash: "failed", B.hash: "finished"}
-    assert import_runs([str(tmp_path / "*o*.db")], into) == {"written": 1, "there": 1}
+    assert import_runs([str(tmp_path / "*o*.db")], into.path) == {"written": 1, "there": 1}
     assert into.states() == {A.hash: "finished", B.hash: "finished"}
     assert len(into.row(B)["history"]) == 3
 
@@ -70,7 +70,7 @@ def test_a_run_under_way_is_left_to_its_process(table, tmp_path):
     log = RunLog(tmp_path / "runs.db")
     with other_process(lambda: RunLog(log.path).claim(A)) as act:
         assert act()
-        assert import_runs([table], log) == {"busy": 1, "written": 2, "not ended": 2}
+        assert import_runs([table], log.path) == {"busy": 1, "written": 2, "not ended": 2}
         assert A.hash not in log.states()
 
 
@@ -81,7 +81,7 @@ def test_a_table_of_an_older_schema(tmp_path):
     pd.DataFrame([row]).to_parquet(tmp_path / "old.parquet")
     assert load_runs(tmp_path / "old.parquet")["hash"].tolist() == [A.hash]
     log = RunLog(tmp_path / "runs.db")
-    assert import_runs([tmp_path / "old.parquet"], log) == {"written": 1}
+    assert import_runs([tmp_path / "old.parquet"], log.path) == {"written": 1}
     assert log.states() == {A.hash: "finished"}
 
 
@@ -96,7 +96,7 @@ def test_a_row_whose_hash_contradicts_its_config_is_no_other_run(lacks, tmp_path
         assert pd.isna(runs.loc[other.hash, lacks])
         assert runs.loc[B.hash, lacks] == getattr(B, lacks)
     log = RunLog(tmp_path / "runs.db")
-    assert import_runs([tmp_path / "table.parquet"], log) == {"written": 1, "other code": 1}
+    assert import_runs([tmp_path / "table.parquet"], log.path) == {"written": 1, "other code": 1}
     assert log.states() == {B.hash: "finished"}
 
 
@@ -106,7 +106,7 @@ def test_a_table_of_a_time_before_optimizers(tmp_path):
     pd.DataFrame(rows).drop(columns=later).to_parquet(tmp_path / "old.parquet")
     assert load_runs(tmp_path / "old.parquet")["optimizer"].tolist() == ["adamw"] * 2
     log = RunLog(tmp_path / "runs.db")
-    assert import_runs([tmp_path / "old.parquet"], log) == {"written": 2}
+    assert import_runs([tmp_path / "old.parquet"], log.path) == {"written": 2}
     assert json.loads(log.db.execute("SELECT config FROM runs").fetchone()[0]) in (A.to_dict(), B.to_dict())
 
 
@@ -117,7 +117,7 @@ def test_a_table_of_newer_code_keeps_its_names_and_is_not_trained_here(tmp_path)
     ]
     pd.DataFrame(rows).to_parquet(tmp_path / "new.parquet")
     log = RunLog(tmp_path / "runs.db")
-    assert import_runs([tmp_path / "new.parquet"], log) == {"written": 2}
+    assert import_runs([tmp_path / "new.parquet"], log.path) == {"written": 2}
     assert log.states() == {A.hash: "finished", "a" * 16: "finished"}
     assert sorted(load_runs(log.path)["dropout"].dropna()) == [0.5]
 
@@ -132,7 +132,7 @@ def test_a_table_logged_by_wandb(tmp_path):
     rows += [config | {"seed": "2", "hash": "gh78", "state": "crashed"}]
     pd.DataFrame(rows).to_parquet(tmp_path / "wandb.parquet")
     log = RunLog(tmp_path / "runs.db")
-    assert import_runs([tmp_path / "wandb.parquet"], log) == {"written": 1, "other code": 1, "not ended": 1}
+    assert import_runs([tmp_path / "wandb.parquet"], log.path) == {"written": 1, "other code": 1, "not ended": 1}
     assert log.states() == {A.hash: "finished"}
     assert log.row(A)["history"] == []
 
@@ -149,14 +149,14 @@ def test_a_killed_import_goes_on_and_nothing_is_in_part(tmp_path):
     many.add_runs([(c.hash, row | {"config": json.dumps(c.to_dict())}, [{"eval/loss": 1.0}] * 3) for c in configs])
     for _ in range(2):
         before = len(log.states())
-        with other_process(lambda: import_runs([many.path], RunLog(log.path))) as act:
+        with other_process(lambda: import_runs([many.path], log.path)) as act:
             threading.Thread(target=begin, args=[act], daemon=True).start()
             while len(log.states()) == before:
                 time.sleep(0.002)
         assert len(log.states()) < 600
         epochs = load_runs(log.path, history=True)["history/eval/loss"]
         assert (epochs.map(len) == 3).all()
-    import_runs([many.path], log)
+    import_runs([many.path], log.path)
     pd.testing.assert_frame_equal(load_runs(log.path, history=True), load_runs(many.path, history=True))
 
 
@@ -166,8 +166,9 @@ def test_on_the_command_line(table, tmp_path, capsys):
     assert capsys.readouterr().out == f"3 runs written to {path}; 2 that have not ended left out\n"
     assert main(["import", str(table), path]) == 0
     assert "0 runs written to" in capsys.readouterr().out
-    assert main(["import", "missing.parquet", path]) == 1
+    assert main(["import", "missing.parquet", str(tmp_path / "other.db")]) == 1
     assert capsys.readouterr().err.startswith("error: there is no table missing.parquet")
+    assert not (tmp_path / "other.db").exists()
     for wrong in (["import", path], ["import", path, "table.parquet"], ["import"], []):
         assert main(wrong) == 2
         assert "usage: python -m src.runs" in capsys.readouterr().err

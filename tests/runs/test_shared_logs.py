@@ -65,7 +65,7 @@ def test_code_with_one_more_field_beside_this_one(tmp_path):
     newer_pid = int(table["process"].iloc[-1].rpartition(":")[2])
     assert log.running(newer_pid) == []  # nobody here can train it
     other = RunLog(tmp_path / "other.db")
-    assert import_runs([log.path], other) == {"written": 2, "not ended": 1}
+    assert import_runs([log.path], other.path) == {"written": 2, "not ended": 1}
     assert load_runs(other.path)["dropout"].fillna(0).tolist() == [0.0, 0.5]
     assert other.states().keys() < log.states().keys()
 
