@@ -53,10 +53,10 @@ class RunLog(LogFile):
     def _has_other_trainer(self, config: RunConfig) -> bool:
         """Whether a living process of this machine has begun the run before the lock file was made: its lock was in
         one that was removed."""
-        began = "SELECT process FROM runs WHERE hash = ? AND state = 'running' AND started < ?"
-        for (process,) in self.db.execute(began, [config.hash, self.locks.made()]).fetchall():
+        began = "SELECT process, started FROM runs WHERE hash = ? AND state = 'running' AND started < ?"
+        for process, started in self.db.execute(began, [config.hash, self.locks.made()]).fetchall():
             machine, _, pid = process.rpartition(":")
-            if machine == platform.node() and int(pid) != os.getpid() and is_alive(int(pid)):
+            if machine == platform.node() and int(pid) != os.getpid() and is_alive(int(pid), since=started):
                 return True
         return False
 
@@ -228,11 +228,21 @@ def name_of(pid: int) -> str:
     return f"{platform.node()}:{pid}"
 
 
-def is_alive(pid: int) -> bool:
+def is_alive(pid: int, since: float) -> bool:
+    """Whether the process that had this number at a time, in seconds since 1970, lives: it may be another's by now."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:  # somebody else's
-        return True
-    return True
+        pass
+    return began(pid) < since + 60  # clocks are set now and then
+
+
+def began(pid: int) -> float:
+    """When a process began, in seconds since 1970; long ago where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + int(fields[19]) / os.sysconf("SC_CLK_TCK")

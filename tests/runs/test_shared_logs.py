@@ -15,6 +15,7 @@ from tiny import tiny
 
 from src.config import IN_EVERY_HASH
 from src.runs import LogError, RunLog, load_runs
+from src.runs.log import name_of
 from src.runs.merge import import_runs
 from src.training.loop import Observer
 from src.training.workers import Job, execute
@@ -164,6 +165,16 @@ def test_a_removed_lock_file_lets_nobody_train_a_run_twice(tmp_path):
         assert log.claim(free)  # as do we in the next one
     assert log.claim(first)
     assert log.claim(second, wait=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tells when a process began")
+def test_a_process_that_has_the_number_of_a_dead_trainer_keeps_no_run(tmp_path):
+    log = RunLog(tmp_path / "runs.db")
+    log.start(A, "cpu")
+    log.db.execute("UPDATE runs SET process = ?", [name_of(os.getppid())])
+    assert not log.claim(A)
+    log.db.execute("UPDATE runs SET started = 1")  # long before that process
+    assert log.claim(A)
 
 
 def test_a_run_that_another_process_has_taken_is_left_to_it(tmp_path):
