@@ -79,7 +79,11 @@ def columns_of(row: Mapping[str, Any]) -> dict[str, Any]:
 def epochs_of(row: Mapping[str, Any]) -> list[dict[str, float]]:
     """The results of each epoch, less what is measured in later ones but not before training."""
     columns = {name.removeprefix(HISTORY): values for name, values in row.items() if name.startswith(HISTORY)}
-    late = {name for name, values in columns.items() if is_missing(values[0]) and not all(map(is_missing, values))}
+    late = {
+        name
+        for name, values in columns.items()
+        if values and is_missing(values[0]) and not all(map(is_missing, values))
+    }
     return [
         {name: values[i] for name, values in columns.items() if i < len(values) and (i or name not in late)}
         for i in range(max(map(len, columns.values()), default=0))

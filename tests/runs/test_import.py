@@ -74,6 +74,14 @@ def test_a_run_under_way_is_left_to_its_process(table, tmp_path):
         assert A.hash not in log.states()
 
 
+def test_a_history_that_is_empty(table, tmp_path):
+    runs = load_runs(table, history=True)
+    runs["history/eval/loss"] = [[]] * len(runs)
+    runs.to_parquet(table)
+    assert import_runs([table], tmp_path / "runs.db")["written"] == 3
+    assert [epoch.keys() for epoch in RunLog(tmp_path / "runs.db").row(A)["history"]] == [{"epoch", "step"}] * 2
+
+
 def test_a_table_of_an_older_schema(tmp_path):
     """Its hashes lack a field, and so does it: it has the default."""
     row = A.to_dict() | {"state": "finished", "hash": hash_without(A, {"precision"})}
