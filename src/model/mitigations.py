@@ -72,11 +72,16 @@ def softpick(scores: Tensor, mask: Tensor | None) -> Tensor:
     return above.relu() / (above.abs().sum(-1, keepdim=True) + 1e-8)
 
 
+def last_of(candidates: Tensor, support: Tensor) -> Tensor:
+    """The candidate (..., 1) of the last key of each row's support; NaN for a row of NaN, whose support is empty."""
+    return candidates.gather(-1, support.sum(-1, keepdim=True).clamp(min=1) - 1)
+
+
 def sparsemax_threshold(z: Tensor) -> Tensor:
     """τ (..., 1) with Σ [z − τ]_+ = 1 for rows z (..., K) in descending order."""
     size = torch.arange(1, z.shape[-1] + 1, device=z.device, dtype=z.dtype)
     candidates = (z.cumsum(-1) - 1) / size  # τ if the support were the first 1, 2, … keys
-    return candidates.gather(-1, (z > candidates).sum(-1, keepdim=True) - 1)
+    return last_of(candidates, z > candidates)
 
 
 def entmax15_threshold(z: Tensor) -> Tensor:
@@ -85,7 +90,7 @@ def entmax15_threshold(z: Tensor) -> Tensor:
     mean = z.cumsum(-1) / size
     variance = z.square().cumsum(-1) / size - mean.square()
     candidates = mean - (1 / size - variance).clamp(min=0).sqrt()
-    return candidates.gather(-1, (z >= candidates).sum(-1, keepdim=True) - 1)
+    return last_of(candidates, z >= candidates)
 
 
 class Entmax(torch.autograd.Function):

@@ -64,8 +64,8 @@ def execute(
     """Train claimed runs as one stack and log each; the states in which they end: finished, diverged or failed. Their
     models are kept in the folder `models`, if there is one.
 
-    A stack that is too large for the GPU's memory is trained in halves. What stops the process (Interrupted,
-    KeyboardInterrupt, LogError) is raised again.
+    A stack that fails, since it is too large for the GPU's memory or one of its runs raises an error, is trained in
+    halves. What stops the process (Interrupted, KeyboardInterrupt, LogError) is raised again.
     """
     observers = observers or [()] * len(configs)
     recorders = [Recorder(config, log, len(configs)) for config in configs]
@@ -84,18 +84,20 @@ def execute(
     except LogError:
         raise
     except Exception as error:
-        too_large = isinstance(error, torch.OutOfMemoryError) and len(configs) > 1
-        if not too_large:
+        too_large = isinstance(error, torch.OutOfMemoryError)
+        if len(configs) == 1:
             fail(recorders, watching, traceback.format_exc())
-    if too_large:  # here, where the error and the memory that it held are gone
-        torch.cuda.empty_cache()
+    states = {i: recorder.state for i, recorder in enumerate(recorders)}
+    left = [i for i, state in states.items() if state == "running"]
+    if left:  # here, where the error and the memory that it held are gone
+        if too_large:
+            torch.cuda.empty_cache()
         interrupt_all(recorders, log)  # until its half's turn, this process is not at a run
-        half = len(configs) // 2
-        return [
-            *execute(configs[:half], log, device, observers[:half], models),
-            *execute(configs[half:], log, device, observers[half:], models),
-        ]
-    return [recorder.state for recorder in recorders]
+        middle = len(left) // 2
+        for half in filter(None, (left[:middle], left[middle:])):
+            again = execute([configs[i] for i in half], log, device, [observers[i] for i in half], models)
+            states |= zip(half, again, strict=True)
+    return list(states.values())
 
 
 def interrupt_all(recorders: Sequence[Recorder], log: RunLog) -> None:

@@ -89,6 +89,16 @@ def test_gradients_of_entmax_are_those_of_the_package():
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
 
 
+def test_entmax_of_a_diverged_member_is_no_number_and_spoils_no_other():
+    for function in (m.entmax15, m.sparsemax):
+        z = torch.stack([torch.full((3,), math.nan), torch.zeros(3)]).requires_grad_()
+        weights = function(z, None)
+        assert weights[0].isnan().all()
+        assert weights[1].tolist() == pytest.approx([1 / 3] * 3)
+        (grad,) = torch.autograd.grad(weights[:, 0].sum(), z)
+        assert grad[1].isfinite().all()
+
+
 def test_entmax_of_equal_scores_is_uniform():
     for function in (m.entmax15, m.sparsemax):
         torch.testing.assert_close(function(torch.full((2, 7), 3.0), None), torch.full((2, 7), 1 / 7))

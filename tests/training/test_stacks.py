@@ -293,6 +293,31 @@ def test_a_stack_that_is_too_large_is_trained_in_halves(tmp_path, monkeypatch):
     assert all(row["error"].strip().endswith("CUDA out of memory") for row in log.records() if row["seed"] < 2)
 
 
+def test_a_member_that_raises_an_error_fails_alone(tmp_path, monkeypatch):
+    """As a function of one's own may, where scores are no numbers; who has ended before is not trained again."""
+
+    def fragile(scores, mask):
+        if scores.isnan().any():
+            raise ValueError("scores are no numbers")
+        return ATTENTION["softmax"].normalise(scores, mask)
+
+    monkeypatch.setitem(ATTENTION, "fragile", dataclasses.replace(ATTENTION["softmax"], normalise=fragile))
+    configs = [tiny(attention_type="fragile", use_layernorm=False, lr=lr) for lr in (1e-3, 1e-2, 1e30)]
+    early = tiny(attention_type="fragile", use_layernorm=False, seed=1)
+
+    def trained(members, device, observers):
+        if early in members:
+            observers[members.index(early)][0].on_end("diverged", {})
+        return train_stack(members, device, observers)
+
+    log = RunLog(tmp_path / "runs.db")
+    monkeypatch.setattr(workers, "train_stack", trained)
+    assert workers.execute([early, *configs], log, "cpu") == ["diverged", "finished", "finished", "failed"]
+    (error,) = (row["error"] for row in log.records() if row["state"] == "failed")
+    assert error.strip().endswith("scores are no numbers")
+    assert log.row(early)["state"] == "diverged"
+
+
 def test_a_stack_in_the_log(tmp_path):
     """A row for each member, as if trained alone; the one that diverges ends at its epoch."""
     configs = [tiny(seed=seed, use_layernorm=False, lr=lr) for seed, lr in [(0, 1e-3), (1, 1e-3), (0, 1e30)]]
