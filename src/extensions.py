@@ -1,11 +1,11 @@
 """Code of one's own, without editing the package: an attention function or a task named FILE.py:NAME.
 
-`package.module:NAME` works as well. A file is sought from the working directory, then from the checkout.
+`package.module:NAME` works as well. A file is sought from the working directory, then from the checkout. Its source
+alone is part of a run's identity, not that of what it imports: after an edit there, runs in the log are not repeated.
 """
 
 import difflib
 import hashlib
-import importlib
 import importlib.util
 import sys
 from pathlib import Path, PurePath
@@ -56,11 +56,11 @@ def locate(name: str) -> Path:
 
 def source_hash(name: str) -> str:
     """12 hexadecimal digits of the file's source: an edited function is another function."""
-    return _hash(locate(name))
+    return _hash(locate(name).read_bytes())
 
 
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+def _hash(source: bytes) -> str:
+    return hashlib.sha256(source).hexdigest()[:12]
 
 
 def load(name: str) -> Any:
@@ -81,19 +81,21 @@ def _public(module: ModuleType) -> list[str]:
 
 def _import(path: Path, name: str) -> ModuleType:
     try:
-        return _import_file(path) if ".py:" in name else importlib.import_module(name.rpartition(":")[0])
+        return _run(path, name.rpartition(":")[0])
     except Exception as error:
         raise ConfigError(f"{name} cannot be imported ({type(error).__name__}: {error}); mend {path}") from error
 
 
-def _import_file(path: Path) -> ModuleType:
-    key = path, _hash(path)
+def _run(path: Path, place: str) -> ModuleType:
+    """The module of the very bytes that are hashed: what Python has compiled or imported may be of older ones."""
+    source = path.read_bytes()
+    key = path, _hash(source)
     if key not in _modules:
-        unique = f"own_{path.stem}_{key[1]}"
+        unique = f"{f'own_{path.stem}' if place.endswith('.py') else place}_{key[1]}"
         spec = importlib.util.spec_from_file_location(unique, path)
         module = sys.modules[unique] = importlib.util.module_from_spec(spec)
         try:
-            spec.loader.exec_module(module)
+            exec(compile(source, path, "exec"), vars(module))
         except BaseException:
             del sys.modules[unique]
             raise

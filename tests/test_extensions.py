@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import os
+import sys
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from tiny import PARITY, tiny
 
 from src.config import RunConfig
 from src.errors import ConfigError
+from src.extensions import load
 from src.model.attention import PAPER
 from src.model.registry import ATTENTION, describe, find_attention
 from src.runs import RunLog, load_runs
@@ -99,6 +102,27 @@ def test_an_edited_file_is_a_new_run_and_an_old_config_stays_readable_but_does_n
     own.unlink()
     assert RunConfig.from_dict(second.to_dict()).hash == second.hash
     assert describe(second.attention_type).label == "softmax1"  # figures need no file
+
+
+SCALES = {"own.py:f": "def scaled(x, by): return x * by", "my_package.functions:f": "from .scales import scaled"}
+
+
+@pytest.mark.parametrize(("name", "scaled"), SCALES.items())
+def test_an_edit_of_the_same_size_in_the_same_second_is_run(name, scaled, tmp_path, monkeypatch):
+    """Python has compiled or imported the file before it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "scales.py").write_text(SCALES["own.py:f"])
+    path = tmp_path / ("own.py" if name.startswith("own.py") else "my_package/functions.py")
+    found = []
+    for by in ("1.0", "2.0"):
+        path.write_text(f"{scaled}\ndef f(q, k, mask): return scaled(q, {by})\n")
+        os.utime(path, (10**9, 10**9))
+        found.append(load(name))
+    q = torch.ones(2)
+    assert [f(q, q, None).tolist() for f in found] == [[1, 1], [2, 2]]
 
 
 def test_the_same_file_by_another_way_is_the_same_run(own, monkeypatch):
