@@ -22,7 +22,7 @@ def run(program: str, command: Callable[[list[str]], int], arguments: list[str],
     """The exit status of a command: its own; BAD_INPUT for a ConfigError and FAILED for one of the `failures`, each a
     sentence on stderr; INTERRUPTED for Ctrl-C and for SIGTERM, the end of a job's time."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    prepare_streams()
+    go_on_unread()
     try:
         return command(arguments)
     except ConfigError as error:
@@ -37,8 +37,27 @@ def run(program: str, command: Callable[[list[str]], int], arguments: list[str],
         return INTERRUPTED
 
 
+class Dropping(io.FileIO):
+    """Drops what it cannot write: to a pipe that nobody reads any more, or on a full disk."""
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def go_on_unread() -> None:
+    """Nothing that is printed can end the program: what comes of it is elsewhere, as in a log."""
+    prepare_streams()
+    for name in ("stdout", "stderr"):
+        if type(stream := getattr(sys, name)) is io.TextIOWrapper:  # of a notebook or a test it is another
+            buffer = io.BufferedWriter(Dropping(stream.fileno(), "w", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(buffer, stream.encoding, "replace", line_buffering=True))
+
+
 def prepare_streams() -> None:
-    """Nothing that is printed can end the program: not where a stream is closed, nor where it lacks a letter."""
+    """No stream ends the program by being closed, or by lacking a letter."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open as long as the process)
@@ -47,7 +66,7 @@ def prepare_streams() -> None:
 
 
 def end_quietly_with_a_pipe() -> None:
-    """For commands that only print: `… | head` is no error. (Training goes on when nobody reads any more.)"""
+    """For commands that only print: `… | head` is no error."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 

@@ -362,6 +362,22 @@ def test_a_closed_stream_ends_nothing(stream, tmp_path):
     assert ("task='' must be a name" in done.stderr) == (stream == "1")
 
 
+def test_streams_that_nobody_reads_end_nothing(tmp_path):
+    """Of train.py and of its workers; here all print, since the user's file does."""
+    (tmp_path / "own.py").write_text(
+        "import sys\nfor stream in (sys.stdout, sys.stderr):\n    print('hello', file=stream, flush=True)\n"
+        "def f(q, k, mask):\n    z = q @ k.mT\n"
+        "    return (z if mask is None else z.masked_fill(~mask, -1e9)).softmax(-1)\n"
+    )
+    unread, pipe = os.pipe()
+    os.close(unread)
+    cell = [*options(tiny()), f"--attention_type={tmp_path}/own.py:f", "--seed=[0, 1]", "--stack=1", "--workers=1"]
+    command = [sys.executable, ROOT / "train.py", *cell, f"--log={tmp_path}/runs.db"]
+    assert subprocess.run(command, env=OUTSIDE, stdout=pipe, stderr=pipe).returncode == 0
+    os.close(pipe)
+    assert list(RunLog(tmp_path / "runs.db").states().values()) == ["finished"] * 2
+
+
 def test_the_code_is_formatted_and_free_of_lint():
     for check in (["check"], ["format", "--check"]):
         done = subprocess.run([sys.executable, "-m", "ruff", *check, "."], cwd=ROOT, capture_output=True, text=True)

@@ -11,6 +11,8 @@ from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from src.cli import go_on_unread
+
 NURSERY = "src.training.nursery"
 
 
@@ -58,6 +60,7 @@ def _environment_of_the_server() -> Iterator[None]:
 def _live(target: Callable[..., None], args: tuple[Any, ...], environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)  # the parent's today, not of the day when the server began
+    go_on_unread()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     target(*args)
 
