@@ -1,7 +1,6 @@
 """Each function at its best learning rate: chosen by its loss on the task alone."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -44,9 +43,10 @@ def points_at_best_rates(points: Sequence[RunConfig], runs: pd.DataFrame) -> lis
 
     ConfigError unless the table has a run that ended at each rate of each such group.
     """
-    groups: dict[RunConfig, list[RunConfig]] = {}
+    groups: dict[tuple, list[RunConfig]] = {}
     for config in points:
-        groups.setdefault(replace(config, lr=points[0].lr, seed=0), []).append(config)
+        rest = tuple(value for name, value in config.to_dict().items() if name not in ("lr", "seed"))
+        groups.setdefault(rest, []).append(config)
     ended = runs[runs["state"].isin(ENDED)].set_index("hash") if len(runs) else pd.DataFrame()
     chosen = []
     for group in groups.values():

@@ -59,6 +59,14 @@ def test_of_a_sweep_the_runs_at_the_best_rate_are_left():
     assert chosen == [("softmax", 1e-3, seed) for seed in range(3)] + [("softmax1", 3e-3, seed) for seed in range(3)]
 
 
+def test_optimisers_whose_rates_would_not_suit_each_other():
+    rates_of = {"sgd": (1.0, 0.1), "muon": (1e-2, 1e-3)}
+    points = [RunConfig(task="trigger", optimizer=name, lr=lr) for name, lrs in rates_of.items() for lr in lrs]
+    rows = [trigger("softmax", 0, 1, optimizer=p.optimizer, lr=p.lr, loss=p.lr) for p in points]
+    left = rates.points_at_best_rates(points, pd.DataFrame(rows))
+    assert [(config.optimizer, config.lr) for config in left] == [("sgd", 0.1), ("muon", 1e-3)]
+
+
 def test_a_rate_without_a_run_is_refused():
     runs = pd.DataFrame([trigger("softmax", 0, 1, lr=1e-3)])
     with pytest.raises(ConfigError, match=r"best_lr needs a run of trigger with softmax at lr=0.003.*--seed=0"):
