@@ -18,7 +18,7 @@ from src.errors import ConfigError, require
 from src.extensions import canonical, is_external, short_name, source_hash
 from src.model.registry import find_attention
 from src.model.transformer import MAX_POSITIONS
-from src.optimizers import OPTIMIZERS, USE_BETA2
+from src.optimizers import LR_BELOW, OPTIMIZERS, USE_BETA2
 from src.tasks import USUAL, find_task
 from src.values import as_type, shown
 
@@ -172,9 +172,10 @@ class RunConfig:
             self.optimizer in USE_BETA2 or self.beta2 == FIELDS["beta2"].default,
             f"beta2={self.beta2} has no meaning for optimizer={self.optimizer}; leave it out",
         )
+        bound, reason = LR_BELOW.get(self.optimizer, (math.inf, ""))
         require(
-            self.optimizer != "muon" or self.lr < 1,
-            f"lr={self.lr} must be above 0 and below 1 for optimizer=muon, whose steps have the size of lr",
+            self.lr < bound,
+            f"lr={self.lr} must be above 0 and below {bound} for optimizer={self.optimizer}, {reason}",
         )
 
     @classmethod

@@ -171,6 +171,7 @@ OPTIMIZERS: dict[str, Callable[[Sequence[Group], float, float], Optimizer]] = {
     "muon": Muon,
 }
 USE_BETA2 = ("adamw", "muon")  # those for which β₂, the decay of the mean square gradient, means something
+LR_BELOW = {"muon": (1, "whose steps have the size of lr")}  # learning rates that an optimiser bounds, and why
 
 
 class StackedOptimizer:
