@@ -177,12 +177,32 @@ def read_sweep(path: Path | str, fixed: Mapping[str, Any] | None = None) -> Swee
         + ("; method=random never ends by itself" if method == "random" else ""),
     )
     described |= {name: {"value": value} for name, value in (fixed or {}).items()}
-    note = None
+    check_command(content, path)
+    notes = []
     if "task" not in described:
         texts = [str(content.get(name, "")) for name in ("program", "name", "project")]
         task, note = guess_task([*texts, Path(path).stem], described, str(path))
         described["task"] = {"value": task}
-    return Sweep(str(path), method, described, None if run_cap is None else as_int(run_cap), note)
+        notes.append(note)
+    if content.get("early_terminate"):
+        notes.append(f"early_terminate of {path} is W&B's: here each run is trained to its end")
+    return Sweep(str(path), method, described, None if run_cap is None else as_int(run_cap), "; ".join(notes) or None)
+
+
+def check_command(content: Mapping[str, Any], path: Path | str) -> None:
+    """ConfigError where the command of W&B's agent passes more than the parameters to the program: other runs than
+    those that would be trained here."""
+    command = content.get("command") or []
+    require(isinstance(command, list), f"command={shown(command)} of {path} must be a list of words")
+    words = list(map(str, command))
+    programs = ("${program}", content.get("program"))
+    program = next((i for i, word in enumerate(words) if word in programs or word.endswith(".py")), 0)
+    passed = [word for word in words[program + 1 :] if not re.fullmatch(r"\$\{\w+\}", word)]
+    require(
+        not passed,
+        f"the command of {path} passes {shown(passed)} to the program, which W&B's agent alone does; move it to "
+        "the file's parameters, or to this command line",
+    )
 
 
 def guess_task(texts: Sequence[str], parameters: Mapping[str, Any], what: str) -> tuple[str, str]:

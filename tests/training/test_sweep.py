@@ -385,6 +385,35 @@ def test_what_is_refused(tmp_path, text, sentence):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (["${env}", "python", "${program}", "--vocab_size=41", "--seed", 1, "${args}"], "--vocab_size=41, --seed, 1"),
+        (["bash", "run.sh", "--lr=${envvar:LR}", "${args}"], "passes [--lr=${envvar:LR}] to the program"),
+        (["./run", "use_mlp=True", "${args}"], "move it to the file's parameters"),
+        ("python train.py", "command=python train.py of"),
+    ],
+)
+def test_what_the_agents_command_passes_beside_parameters_is_refused(command, sentence, tmp_path):
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        read_sweep(write(tmp_path, {"task": {"value": "induction"}}, program="run.sh", command=command))
+
+
+def test_how_the_agents_command_starts_the_program_is_its_own_affair(tmp_path):
+    for command in (
+        ["${env}", "uv", "run", "python", "-u", "${program}", "${args_no_hyphens}"],
+        ["python3", "theirs.py", "${args_json_file}"],
+        None,
+    ):
+        assert read_sweep(write(tmp_path, {"lr": {"value": 1}}, command=command)).size == 1
+
+
+def test_that_no_run_is_stopped_early_is_said(tmp_path):
+    sweep = read_sweep(write(tmp_path, {"lr": {"value": 1}}, early_terminate={"type": "hyperband", "min_iter": 3}))
+    assert "names no task: induction, the default; early_terminate of" in sweep.note
+    assert sweep.note.endswith("here each run is trained to its end")
+
+
 def test_unreadable_files(tmp_path):
     for path in (tmp_path, tmp_path / "missing.yaml"):
         with pytest.raises(ConfigError, match="cannot read the sweep file"):
