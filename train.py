@@ -255,6 +255,9 @@ def train_sweep(options: Options, given: dict[str, Any]) -> int:
     if options.dry_run:
         return dry_run(options, sweeps)
     points, folder = chosen_points(options, sweeps), make_folder("figures", options.figures)
+    if not points:
+        print(f"All runs of shard {options.shard} are runs of other shards too, which train them.")
+        return 0
     title = Path(options.sweep[0]).stem
     job, workers, log = prepare(options, points, wandb=wandb_mode(options.wandb))
     watch(job, log, workers, title)
@@ -341,6 +344,7 @@ def dry_run(options: Options, sweeps: list[Sweep]) -> int:
     size = whole * i // n - whole * (i - 1) // n
     finer = 1 if size <= MOST else -(-size // A_FEW)
     points = points_of(sweeps, f"{(i - 1) * finer + 1}/{n * finer}")
+    size = len(points) if finer == 1 else size  # a sweep may name a run twice
     prepare_process()
     runs = estimate.logged(options.log)
     done = set(runs["hash"][runs["state"].isin(estimate.SETTLED)])

@@ -119,6 +119,18 @@ def test_a_dry_run_by_a_log_without_runs(tmp_path, capsys):
     assert "judged by a few steps" in capsys.readouterr().out
 
 
+def test_a_run_that_sweeps_name_twice_is_one_run(tmp_path, capsys):
+    sweep = sweep_file(tmp_path, lr=[1e-3, None], seed=[0, 1])
+    arguments = ["--sweep", f"{sweep}", "--sweep", f"{sweep}", f"--log={tmp_path}/runs.db", f"--figures={tmp_path}"]
+    assert train.main([*arguments, "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("2 runs; the first:")
+    assert "are in" not in out
+    assert train.main([*arguments, "--shard=2/2"]) == 0
+    assert "All runs of shard 2/2 are runs of other shards too" in capsys.readouterr().out
+    assert not (tmp_path / "runs.db").exists()
+
+
 def test_a_cell_as_an_agent_passes_it(tmp_path):
     """Trained as a stack; a sweep over the same runs repeats none of them."""
     log, once = tmp_path / "runs.db", [o for o in options(tiny()) if not o.startswith(("--seed", "--lr"))]

@@ -96,9 +96,17 @@ class Sweep:
         the last one varies fastest. ConfigError for the first that is none."""
         if self.is_listed:
             part = {self._mixed[place] for place in places}
-            return [config for config in self._listed if config.hash in part]
+            return [config for name, config in self._listed.items() if name in part]
         configs = map(self._run, sorted(map(self._index, places)))
         return [config for config in configs if config is not None]
+
+    def __contains__(self, config: RunConfig) -> bool:
+        """Whether this is a run of the sweep, without listing those of a grid."""
+        if self.is_listed:
+            return config.hash in self._listed
+        fields = {name: getattr(config, name) for name in self.axes}
+        values = {name: value if is_among(self.axes[name], value) else None for name, value in fields.items()}
+        return all(is_among(self.axes[k], v) for k, v in values.items()) and RunConfig.from_dict(values) == config
 
     def _index(self, place: int) -> int:
         """Which run of the grid stands at a place of the order that shards are cut from: shape after shape, far from
@@ -122,19 +130,20 @@ class Sweep:
         return None if any(become[k] != v and become[k] in self.axes[k] for k, v in values.items()) else config
 
     @cached_property
-    def _listed(self) -> list[RunConfig]:
+    def _listed(self) -> dict[str, RunConfig]:
+        """The runs by their hashes."""
         require(
             self.run_cap <= MOST,
             f"run_cap={self.run_cap} of {self.path} is more than the {MOST:,} runs that are trained at once; lower it",
         )
         points = self._first_of_grid() if self.method == "grid" else self._random()
         configs = (config for values in points for config in members(values))
-        return list({config.hash: config for config in configs}.values())
+        return {config.hash: config for config in configs}
 
     @cached_property
     def _mixed(self) -> list[str]:
         """The hashes of the listed runs in the order that shards are cut from."""
-        stacks = sorted(make_stacks(self._listed, None), key=lambda stack: stack[0].hash)
+        stacks = sorted(make_stacks(list(self._listed.values()), None), key=lambda stack: stack[0].hash)
         return [config.hash for stack in stacks for config in stack]
 
     def _first_of_grid(self) -> Iterator[dict[str, Any]]:
@@ -351,9 +360,10 @@ def flat(cells: Sequence[Any]) -> list[Any]:
 def points_of(sweeps: Sequence[Sweep], which: str = "1/1") -> list[RunConfig]:
     """The distinct runs of part i of n of some sweeps, one after another, for `which` = "i/n" with i from 1 to n.
 
-    The parts cover the sweeps, do not overlap and are of one length, up to one run. They depend on nothing but the
-    sweeps, so that the shards of a sweep may train on different machines. Runs that can be one stack stay together,
-    but where a part ends in their midst; shapes are mixed, so that parts take about as long as each other.
+    The parts cover the sweeps and do not overlap: a run of several sweeps is one of the first. They are of one length,
+    up to one run and such repeats. They depend on nothing but the sweeps, so that the shards of a sweep may train on
+    different machines. Runs that can be one stack stay together, but where a part ends in their midst; shapes are
+    mixed, so that parts take about as long as each other.
 
     Raises ConfigError for a part that there is not, for one of too many runs, and for the first run that is none.
     """
@@ -366,10 +376,11 @@ def points_of(sweeps: Sequence[Sweep], which: str = "1/1") -> list[RunConfig]:
         f"once; give --shard=1/{-(-size // MOST)} (then 2/..., and so on), or a run_cap in the file",
     )
     configs = []
-    for sweep in sweeps:
-        configs += sweep.at(range(min(max(start, 0), sweep.size), min(max(stop, 0), sweep.size)))
+    for k, sweep in enumerate(sweeps):
+        part = sweep.at(range(min(max(start, 0), sweep.size), min(max(stop, 0), sweep.size)))
+        configs += [config for config in part if not any(config in earlier for earlier in sweeps[:k])]
         start, stop = start - sweep.size, stop - sweep.size
-    return list({config.hash: config for config in configs}.values())
+    return configs
 
 
 def size_of(sweeps: Sequence[Sweep]) -> int:
@@ -403,6 +414,14 @@ def far(size: int) -> int:
     while math.gcd(step, size) != 1:
         step += 1
     return step
+
+
+def is_among(values: Sequence[Any], value: Any) -> bool:
+    """Whether it is one of them; Python would look through a range, however long, for what is no int."""
+    if isinstance(values, range):
+        value = as_int(value)
+        return value is not None and value in values
+    return value in values
 
 
 def len_of(values: Sequence[Any]) -> int:

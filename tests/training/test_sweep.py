@@ -205,6 +205,20 @@ def test_two_files_are_one_sweep(n, tmp_path):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_shards_of_sweeps_that_share_runs_do_not(n, tmp_path):
+    task = {"task": {"value": "induction"}}
+    grid = read_sweep(write(tmp_path, task | {"seed": {"min": 0, "max": 10**9}, "vocab_size": {"value": None}}))
+    two = {"lr": {"values": [0.001, 0.1]}, "seed": {"min": 1, "max": 3}, "vocab_size": {"values": [50, 60]}}
+    other = read_sweep(write(tmp_path, task | two))
+    capped = read_sweep(write(tmp_path, task | two, run_cap=7))
+    parts = [points_of([capped, other, capped], f"{i}/{n}") for i in range(1, n + 1)]
+    hashes = [point.hash for part in parts for point in part]
+    assert len(set(hashes)) == len(hashes) == 12
+    assert set(hashes) == {point.hash for point in other.points()}
+    assert [point in grid for point in other.points()] == [p.lr == 0.001 and p.vocab_size == 50 for p in other.points()]
+
+
 def test_random_sweeps_of_too_many_runs_are_refused(tmp_path):
     sweep = read_sweep(write(tmp_path, {"lr": {"min": 0.1, "max": 1.0}}, method="random", run_cap=10**9))
     with pytest.raises(ConfigError, match="run_cap=1000000000 of .* is more than the 100,000 runs"):
