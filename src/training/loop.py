@@ -101,7 +101,8 @@ def estimate_seconds(configs: Sequence[RunConfig], device: str = "cpu") -> float
 
     def seconds(steps: int) -> float:
         began = time.perf_counter()
-        few = {"num_epochs": 1, "num_train": steps * configs[0].batch_size}
+        batch = min(configs[0].batch_size, configs[0].num_train)  # what a step sees
+        few = {"num_epochs": 1, "batch_size": batch, "num_train": steps * batch}
         train_stack([dataclasses.replace(config, **few) for config in configs], device)
         return time.perf_counter() - began
 

@@ -118,7 +118,7 @@ def evenly(items: list[RunConfig], size: int) -> list[list[RunConfig]]:
 def members_that_fit(stack: Sequence[RunConfig]) -> int:
     """How many runs like those of the stack fit on the GPU, judged by the peak of a short trial with two; 1 where
     even those do not."""
-    trial = [dataclasses.replace(c, num_epochs=1, num_train=2 * c.batch_size) for c in stack[:2]]
+    trial = [dataclasses.replace(c, num_epochs=1, num_train=min(2 * c.batch_size, c.num_train)) for c in stack[:2]]
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
     torch.cuda.reset_peak_memory_stats()

@@ -180,3 +180,12 @@ def test_devices():
 def test_the_estimate_grows_with_the_run():
     few, many = (estimate_seconds([RunConfig(num_train=n, embed_dim=32)]) for n in (2_000, 2_000_000))
     assert 0 < few < many
+
+
+def test_a_step_is_judged_by_the_sequences_that_it_sees(monkeypatch):
+    """A batch may be larger than the training data, here than the memory."""
+    tried = []
+    monkeypatch.setattr(loop, "train_stack", lambda configs, device: tried.extend(configs))
+    estimate_seconds([tiny(batch_size=10**12)])
+    assert {config.batch_size for config in tried} == {256}
+    assert [config.num_train for config in tried] == [256, 3 * 256, 9 * 256]

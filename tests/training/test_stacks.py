@@ -253,6 +253,8 @@ def test_what_fits_is_judged_by_a_trial(monkeypatch):
     assert stacks.members_that_fit(configs) == 8  # 90% of 10 GB, each a little more than 1 GB
     ((one, two),) = trials
     assert (one.seed, two.seed, one.num_epochs, one.num_train) == (0, 1, 1, 128)
+    assert stacks.members_that_fit([tiny(batch_size=10**12)]) == 4  # which the data cuts short
+    assert trials.pop()[0].num_train == 256
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (100, 10**10))
     assert stacks.members_that_fit(configs) == 1
 
