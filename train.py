@@ -37,7 +37,7 @@ from src.training.stacks import check_memory, fastest_stacks, make_stacks, shape
 from src.training.sweep import MOST, Sweep, guess_task, part_of, points_of, read_sweep, size_of
 from src.training.wandb_logger import Connection, log_cell, wandb_mode, wandb_observers
 from src.training.workers import Job, WorkersError, execute, run_job
-from src.values import as_type, read_list, read_yaml
+from src.values import as_int, as_type, read_list, read_yaml, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,8 +112,8 @@ def parse(arguments: list[str]) -> tuple[Options, dict[str, Any]]:
         f"workers={options.workers} must be at most {most}, {WORKERS_PER_CORE} for each core that may be used here",
     )
     require(
-        options.stack == "auto" or (options.stack.isdecimal() and int(options.stack) > 0),
-        f"stack={options.stack} must be auto or a number of at least 1",
+        options.stack == "auto" or (as_int(options.stack) or 0) > 0,
+        f"stack={shown(options.stack)} must be auto or a number of at least 1",
     )
     parameters = {name: value_or_list(name, given[name]) for name in PARAMETERS if name in given}
     return options, parameters if options.sweep else drawn_by_agent(parameters) | parameters
@@ -292,7 +292,7 @@ def plan(options: Options, points: list[RunConfig]) -> tuple[list[list[RunConfig
     for config in {config.task: config for config in points}.values():
         check_own_task(config)
     auto = options.stack == "auto"
-    stacks = fastest_stacks(points, device, workers) if auto else make_stacks(points, int(options.stack))
+    stacks = fastest_stacks(points, device, workers) if auto else make_stacks(points, as_int(options.stack))
     check(stacks, device)
     return stacks, device, workers
 

@@ -7,6 +7,7 @@ alone is part of a run's identity, not that of what it imports: after an edit th
 import difflib
 import hashlib
 import importlib.util
+import os
 import sys
 from pathlib import Path, PurePath
 from types import ModuleType
@@ -40,7 +41,7 @@ def locate(name: str) -> Path:
     require(bool(place and attribute), f"{name} is not complete; write FILE.py:NAME or package.module:NAME")
     if place.endswith(".py"):
         for folder in (Path.cwd(), ROOT):
-            if (path := folder / Path(place).expanduser()).is_file():
+            if os.path.isfile(path := folder / os.path.expanduser(place)):  # which no path is too long for
                 return path.resolve()
         raise ConfigError(f"there is no file {place} (of {name}) in {Path.cwd()} or {ROOT}; give its path")
     try:

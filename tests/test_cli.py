@@ -110,6 +110,7 @@ def test_shards_and_dry_run(tmp_path, capsys):
     assert out.startswith("1 runs; the first:")
     assert "with 1 workers, judged by a few steps of 4 of the runs" in out  # one run keeps one worker busy
     assert not (tmp_path / "runs.db").exists()
+    assert train.main([*arguments, f"--log={'a' * 300}", "--shard=3/3", "--dry_run"]) == 0  # as one that is not there
 
 
 def test_a_dry_run_by_a_log_without_runs(tmp_path, capsys):
@@ -234,6 +235,9 @@ def test_a_diverging_run_ends_with_status_1(tmp_path, capsys):
         (["--wandb=on"], "wandb=on is not allowed; choose one of online, offline, disabled"),
         (["--use_mlp=1"], "use_mlp=1 must be True or False"),
         (["--stack=²"], "stack=² must be auto or a number of at least 1"),
+        (["--sweep=sweeps/quick.yaml", "--stack=" + "9" * 5000], "9999' must be auto or a number of at least 1"),
+        ([f"--attention_type={'a' * 300}.py:f"], "aaa.py (of a"),
+        (["--task=~no_such_user/my.py:f"], "there is no file ~no_such_user/my.py"),
         (["--embed_dim=1000000"], "embed_dim=1000000, num_layers=2, vocab_size=50, num_train=100000 need at least "),
         (["--sweep=sweeps/quick.yaml", "--dry_run", "--embed_dim=1000000"], "embed_dim=1000000, num_layers="),
         (["--sweep=sweeps/quick.yaml", "--dry_run", "--workers=100000"], "workers=100000 must be at most"),

@@ -1,5 +1,6 @@
 """How long runs will take, by the times that a log has of such runs, and a few steps of those that it has none of."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +18,8 @@ SETTLED = ("finished", "diverged")  # such runs are not trained again
 
 def logged(path: Path | str) -> pd.DataFrame:
     """The runs of a log, if there are any: nothing is made. Raises LogError for a file that is no log."""
-    runs = load_runs(path) if Path(path).exists() else pd.DataFrame()
+    there = os.path.exists(path)  # which no path is too long for
+    runs = load_runs(path) if there else pd.DataFrame()
     return runs if len(runs) else pd.DataFrame(columns=[*FIELDS, "hash", "state", "seconds", "device"])
 
 
