@@ -8,9 +8,11 @@ uv run wandb agent ENTITY/PROJECT/SWEEP                      # the same through 
 """
 
 import os
+import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
@@ -21,6 +23,7 @@ from src import cli
 from src.cli import FAILED
 from src.config import STACKABLE, RunConfig, checked_list, members
 from src.errors import ConfigError, LogError, require
+from src.extensions import short_name
 from src.runs import DEFAULT_LOG, ROOT, RunLog, load_runs
 from src.runs.provenance import device_name
 from src.training.cores import usable_cores
@@ -258,10 +261,17 @@ def train_sweep(options: Options, given: dict[str, Any]) -> int:
     if not points:
         print(f"All runs of shard {options.shard} are runs of other shards too, which train them.")
         return 0
-    title = Path(options.sweep[0]).stem
+    title = title_of(options.sweep[0], given)
     job, workers, log = prepare(options, points, wandb=wandb_mode(options.wandb))
     watch(job, log, workers, title)
     return conclude(job, log, figures=(title, folder))
+
+
+def title_of(sweep: str, given: Mapping[str, Any]) -> str:
+    """What the pictures of a sweep are called: after its file and what is given beside it, of which they are a part."""
+    texts = {name: "-".join(map(str, v)) if isinstance(v, list) else f"{v}" for name, v in given.items()}
+    words = [short_name(v) if name in ("task", "attention_type") else f"{name}{v}" for name, v in texts.items()]
+    return re.sub(r"[^\w.]+", "-", "_".join([Path(sweep).stem, *words]))[:100].strip("-")
 
 
 def chosen_points(options: Options, sweeps: list[Sweep]) -> list[RunConfig]:

@@ -95,6 +95,8 @@ def _run(path: Path, place: str) -> ModuleType:
         unique = f"{f'own_{path.stem}' if place.endswith('.py') else place}_{key[1]}"
         spec = importlib.util.spec_from_file_location(unique, path)
         module = sys.modules[unique] = importlib.util.module_from_spec(spec)
+        if place.endswith(".py") and str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))  # it may import what lies beside it; last, to hide nothing
         try:
             exec(compile(source, path, "exec"), vars(module))
         except BaseException:

@@ -76,6 +76,18 @@ def test_a_config_file_and_what_overrides_it(tmp_path, capsys):
     assert "is not repeated" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("given", "title"),
+    [
+        ({}, "quick"),
+        ({"attention_type": "/a b/my.py:f", "seed": [0, 1], "lr": 1e-3}, "quick_f_seed0-1_lr0.001"),
+        ({"positional_type": "../x"}, "quick_positional_type..-x"),
+    ],
+)
+def test_pictures_of_part_of_a_sweep_are_called_otherwise(given, title):
+    assert train.title_of("sweeps/quick.yaml", given) == title
+
+
 def test_a_sweep_ends_with_a_table_and_pictures(tmp_path, capsys):
     sweep = sweep_file(tmp_path, attention_type=["softmax", "mlp_unnorm"], seed=[0, 1])
     for name in ("src.py", "torch.py", "numpy.py"):  # of another project, where the user is; workers too find ours

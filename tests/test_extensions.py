@@ -130,6 +130,13 @@ def test_the_same_file_by_another_way_is_the_same_run(own, monkeypatch):
     assert tiny(attention_type="./own.py:softmax1") == tiny(attention_type="own.py:softmax1")
 
 
+def test_a_file_imports_what_lies_beside_it(own, monkeypatch):
+    monkeypatch.setattr("sys.path", sys.path.copy())
+    own.with_name("beside_it.py").write_text("from math import pi")
+    own.write_text(f"from beside_it import pi\n{OWN}")
+    assert find_attention(f"{own}:softmax1").label == "softmax1"
+
+
 def test_own_code_trains_in_worker_processes(own, tmp_path):
     points = [tiny(attention_type=f"{own}:softmax1", seed=seed, num_epochs=1) for seed in range(2)]
     for _ in run_job(Job([points[:1], points[1:]], tmp_path / "runs.db"), 2):

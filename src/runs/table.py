@@ -58,7 +58,7 @@ def load_runs(source: Path | str | Iterable[Path | str] = DEFAULT_LOG, history: 
 
 def _tables(source: Path | str, history: bool) -> list["pd.DataFrame"]:
     path = Path(source)
-    if path.exists():  # a name with * in it is a name, where there is such a file
+    if os.path.exists(path):  # a name with * in it is a name, where there is such a file; none is too long to ask
         return [_table(path, history)]
     if set(str(source)) & set("*?["):
         return [_table(match, history) for match in _matches(path)]

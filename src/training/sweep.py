@@ -170,14 +170,20 @@ def read_sweep(path: Path | str, fixed: Mapping[str, Any] | None = None) -> Swee
         method in ("grid", "random"),
         f"method={shown(method)} of {path} cannot be run locally; use grid or random, or `wandb agent`",
     )
-    require(isinstance(parameters, dict) and bool(parameters), f"the sweep file {path} has no parameters")
+    require(
+        isinstance(parameters, dict) and bool(parameters),
+        f"the sweep file {path} has no parameters; give some, such as `parameters: {{lr: {{values: [0.001, 0.01]}}}}`",
+    )
     described = {}
     for name, spec in parameters.items():
         field = name.replace("-", "_") if isinstance(name, str) else name
-        check_name(field)
-        require(field != "source", "source is no parameter of a run; it is filled in")
         require(field not in described, f"{field} is there twice in {path}, with hyphens and without")
-        distribution_of(field, spec)  # refuses what is none
+        try:
+            check_name(field)
+            require(field != "source", "source is no parameter of a run; it is filled in")
+            distribution_of(field, spec)  # refuses what is none
+        except ConfigError as error:
+            raise ConfigError(f"the sweep file {path}: {error}") from error
         described[field] = spec
     run_cap = content.get("run_cap")
     require(
@@ -240,7 +246,7 @@ def distribution_of(name: str, spec: Any) -> str:
     """The name of the distribution that W&B's description of a parameter is of; ConfigError if it is of none."""
     require(
         isinstance(spec, dict) and bool(spec.keys() & {"value", "values", "min", "max", "distribution"}),
-        f"parameter {name} needs value, values, or min and max",
+        f"parameter {name} needs value, values, or min and max, such as {name}: {{values: [A, B]}}",
     )
     distribution = spec.get("distribution", usual_distribution(spec))
     known = [*GIVEN, *DISTRIBUTIONS, *QUANTISED]

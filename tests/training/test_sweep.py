@@ -318,6 +318,8 @@ def test_a_file_whose_task_is_uncertain_is_refused(tmp_path, parameters, hint):
         ("method: grid\nparameters: {1: {value: 1}}", "1 is no parameter of a run"),
         ("method: grid\nparameters: {source: {value: a}}", "source is no parameter of a run"),
         ("method: grid\nparameters: {lr: 1}", "parameter lr needs value, values, or min and max"),
+        ("method: grid\nparameters: {lr: {vaules: [1]}}", "sweep.yaml: parameter lr needs value, values"),
+        ("method: grid\nparameters: {atention_type: {value: softmax}}", "sweep.yaml: atention_type is no parameter"),
         ("method: grid\nmethod: grid\nparameters: {lr: {value: 1}}", "method is there 2 times"),
         ("method: grid\nparameters: {lr: {value: 1}, lr: {value: 2}}", "lr is there 2 times"),
         ("method: grid\nparameters: {lr: {values: [1], values: [2]}}", "values is there 2 times"),
