@@ -125,6 +125,7 @@ def sink_profiles(runs: pd.DataFrame, scene: str = "trigger") -> Figure:
     notes = [over_seeds(chosen, "Mean")] + ["Dotted: softmax"] * ("softmax" in kinds and len(groups) > 1)
     notes += ["Grey: thresholds in use, 0.3 and 0.9", "Each function at its best learning rate by loss"]
     add_note(figure, ". ".join(notes), chosen[["attention_type", "seed"]])
+    figure.draw_without_rendering()  # the layout of a figure knows of legends below axes the second time
     return figure
 
 

@@ -1,11 +1,10 @@
 """The style of all figures: sizes, fonts, colours, names of attention types, notes, and how they are saved."""
 
-import contextlib
 import functools
 import itertools
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,28 +62,12 @@ def save(figure: Figure, name: str, folder: Path | str | None = None) -> list[Pa
     folder = Path(folder or FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{kind}" for kind in ("pdf", "png")]  # a name may hold dots: aux0.2
-    with laid_out(figure):
-        for path in paths:
-            # no date in the PDF: the same figure is the same file
-            about = {"CreationDate": None} if path.suffix == ".pdf" else None
-            with written_whole(path) as unfinished:
-                figure.savefig(unfinished, format=path.suffix[1:], metadata=about)
+    for path in paths:
+        # no date in the PDF: the same figure is the same file
+        about = {"CreationDate": None} if path.suffix == ".pdf" else None
+        with written_whole(path) as unfinished, plt.style.context(IN_STYLE):
+            figure.savefig(unfinished, format=path.suffix[1:], metadata=about)
     return paths
-
-
-@contextlib.contextmanager
-def laid_out(figure: Figure) -> Iterator[None]:
-    """A context of our style in which the figure has been laid out and stays so: `savefig` alone lays it out twice for
-    each file, and gives a layout to a figure without one."""
-    engine = figure.get_layout_engine()
-    with plt.style.context([*IN_STYLE, {"figure.constrained_layout.use": False}]):
-        if engine is not None:
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")
-        try:
-            yield
-        finally:
-            figure.set_layout_engine(engine)
 
 
 class written_whole:  # noqa: N801, used like a function
@@ -225,8 +208,9 @@ def caution(names: Iterable[str]) -> str:
 def over_seeds(runs: pd.DataFrame, what: str = "mean", equally: Sequence[str] = ()) -> str:
     """What a line, a bar or a point is: a mean with its interval, if any has one; see `scores.by_type`."""
     seeds = runs.groupby(["attention_type", *equally], dropna=False)["seed"].nunique()
-    several = (seeds.groupby("attention_type").min() > 1).any()
-    return f"{what}, 95% t interval over seeds" if several else f"{what} over runs of one seed"
+    if (seeds.groupby("attention_type").min() > 1).any():
+        return f"{what}, 95% t interval over seeds"
+    return f"{what}, no interval: a part has one seed" if seeds.max() > 1 else f"{what} over runs of one seed"
 
 
 def filling(shown: dict[str, Look]) -> list[str]:
