@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import sqlite3
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -24,6 +25,7 @@ from src.runs.provenance import ROOT, device_name, git_commit
 from src.runs.reader import BETTER_FIRST, records
 
 DEFAULT_LOG = ROOT / "logs" / "runs.db"
+PROCESSES = Path("/proc")  # where Linux tells of processes
 
 
 class RunLog(LogFile):
@@ -241,8 +243,19 @@ def is_alive(pid: int, since: float) -> bool:
 
 def began(pid: int) -> float:
     """When a process began, in seconds since 1970; long ago where the system does not tell."""
+    stat = PROCESSES / f"{pid}" / "stat"
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
+        if not stat.exists():  # as on macOS
+            said = subprocess.run(["ps", "-o", "etime=", "-p", f"{pid}"], capture_output=True, text=True)
+            return time.time() - seconds_of(said.stdout)
+        fields = stat.read_text(errors="replace").rpartition(")")[2].split()
+    except (OSError, ValueError):
         return 0.0
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def seconds_of(elapsed: str) -> int:
+    """Seconds of a time as `ps` writes it: [[days-]hours:]minutes:seconds. ValueError for what is none."""
+    days, _, clock = elapsed.strip().rpartition("-")
+    units = zip(reversed(clock.split(":")), (1, 60, 3600), strict=False)
+    return int(days or 0) * 86400 + sum(int(number) * unit for number, unit in units)

@@ -15,7 +15,7 @@ from tiny import tiny
 
 from src.config import IN_EVERY_HASH
 from src.runs import LogError, RunLog, load_runs
-from src.runs.log import name_of
+from src.runs.log import name_of, seconds_of
 from src.runs.merge import import_runs
 from src.training.loop import Observer
 from src.training.workers import Job, execute
@@ -167,14 +167,32 @@ def test_a_removed_lock_file_lets_nobody_train_a_run_twice(tmp_path):
     assert log.claim(second, wait=True)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="tells when a process began")
-def test_a_process_that_has_the_number_of_a_dead_trainer_keeps_no_run(tmp_path):
+@pytest.mark.parametrize("told_by", ["the system", "ps", "nobody"])
+def test_a_process_that_has_the_number_of_a_dead_trainer_keeps_no_run(told_by, tmp_path, monkeypatch):
+    if told_by != "the system":
+        monkeypatch.setattr("src.runs.log.PROCESSES", tmp_path / "none")
+        monkeypatch.setenv("PATH", f"{tmp_path}")
+    if told_by == "ps":
+        (tmp_path / "ps").write_text("#!/bin/sh\necho '   01:40'\n")
+        (tmp_path / "ps").chmod(0o755)
     log = RunLog(tmp_path / "runs.db")
     log.start(A, "cpu")
     log.db.execute("UPDATE runs SET process = ?", [name_of(os.getppid())])
     assert not log.claim(A)
     log.db.execute("UPDATE runs SET started = 1")  # long before that process
-    assert log.claim(A)
+    assert log.claim(A) == (told_by != "nobody")
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "seconds"), [("   01:40\n", 100), ("02:00:05", 7205), ("11-01:00:00", 11 * 86400 + 3600)]
+)
+def test_how_ps_writes_a_time(elapsed, seconds):
+    assert seconds_of(elapsed) == seconds
+
+
+def test_what_is_no_time_is_refused():
+    with pytest.raises(ValueError, match="invalid literal"):
+        seconds_of("")
 
 
 def test_a_run_that_another_process_has_taken_is_left_to_it(tmp_path):
