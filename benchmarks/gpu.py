@@ -5,13 +5,15 @@ python -m benchmarks.gpu speed             # eager, torch.compile and CUDA graph
 python -m benchmarks.gpu grids 9           # goes on with both grids for 9 minutes; again until it says "complete"
 python -m benchmarks.gpu grids 9 tf32 2    # the same in TF32, with two processes on the GPU
 
-Needs torch, numpy, PyYAML and this checkout. The grids go to logs/gpu_float32.db or logs/gpu_tf32.db;
+Needs torch, numpy, PyYAML, safetensors and this checkout. The grids go to logs/gpu_float32.db or logs/gpu_tf32.db;
 `uv run python -m src.runs export logs/gpu_float32.db results/NAME.parquet` makes a table of either.
 """
 
 import dataclasses
+import multiprocessing
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from src.config import RunConfig
 from src.model.registry import ATTENTION
 from src.runs import ROOT, RunLog
 from src.tasks import TASKS
+from src.training.cores import usable_cores
 from src.training.loop import DivergedError, Observer, prepare_process, train, train_stack
 from src.training.stacks import make_stacks, members_that_fit
 from src.training.sweep import read_sweep
@@ -87,9 +90,10 @@ def check() -> int:
     ]
     sizes = {"task": "classification", "num_layers": 1, "num_heads": 1, "vocab_size": 161}
     variants += [sizes | {"use_mlp": False}, sizes | {"use_layernorm": False}]
-    good = check_final()
-    for fields in variants:
-        good &= check_losses(fields)
+    spawning = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    with ProcessPoolExecutor(usable_cores(), spawning, initializer=prepare_process) as pool:  # the CPU's runs take long
+        final = pool.submit(check_final)
+        good = all([*pool.map(check_losses, variants), final.result()])
     config = RunConfig(**FEW, task="classification", use_layernorm=False)
     bad = [dataclasses.replace(config, seed=seed, lr=lr) for seed, lr in ((0, 1e-3), (0, 1e30))]
     fine, gone = train_stack(bad, "cuda")[1]
