@@ -23,7 +23,7 @@ from src.model.cpu import library
 from src.runs import RunLog, load_runs
 from src.runs.provenance import device_name
 from src.tasks import find_task
-from src.training.loop import build_optimizer, build_stack, num_steps, prepare_process, stream, training_step
+from src.training.loop import build_optimizer, build_stack, num_steps, prepare_process, stepper, stream
 from src.training.stacks import make_stacks
 from src.training.workers import Job, run_job
 
@@ -69,18 +69,18 @@ class Steps:
 
     def __init__(self, config: RunConfig, size: int, device: str = DEVICE, dtype: torch.dtype = torch.float32):
         members = [dataclasses.replace(config, seed=seed) for seed in range(size)]
-        self.task, self.config = find_task(config.task)(*members), config
+        task = find_task(config.task)(*members)
         num = 8 * config.batch_size
-        self.inputs, self.targets = (x.to(device) for x in self.task.sequences(num, stream(config, "training data")))
+        self.inputs, self.targets = (x.to(device) for x in task.sequences(num, stream(config, "training data")))
         orders = torch.stack([torch.randperm(num, generator=stream(member, "order")) for member in members])
         self.batches = itertools.cycle(orders.to(device).split(config.batch_size, dim=1))
         self.model = build_stack(members).to(device, dtype)
-        self.optimizer = build_optimizer(self.model, members)
+        optimizer = build_optimizer(self.model, members)
+        self.step = stepper(self.model, optimizer, task, config, device)
 
     def __call__(self) -> None:
         batch = next(self.batches)
-        inputs, targets = self.inputs[batch], self.targets[batch]
-        training_step(self.model, self.optimizer, self.task, inputs, targets, self.config.precision)
+        self.step(self.inputs[batch], self.targets[batch])
 
 
 def flop(config: RunConfig) -> int:

@@ -1,6 +1,7 @@
 """The training loop, for any task and for any number of runs at once: a single run is a stack of one."""
 
 import dataclasses
+import functools
 import hashlib
 import math
 import time
@@ -16,6 +17,7 @@ from src.model.cpu import keep_freed_memory
 from src.model.transformer import Transformer
 from src.optimizers import StackedOptimizer
 from src.tasks import Task, find_task
+from src.training.capture import CapturedStep, Step
 from src.training.measures import measures
 
 
@@ -168,6 +170,7 @@ def train_stack(
     held_out = [x[places] for x in sequences(config.num_eval, "evaluation data")]
     model = build_stack(configs).to(device)
     optimizer = build_optimizer(model, configs)
+    train_on = stepper(model, optimizer, task, config, device)
     orders = [stream(member, "order") for member in of_seed]
     members = Members(configs, model, observers or [()] * len(configs))
 
@@ -180,7 +183,7 @@ def train_stack(
         total = torch.zeros(len(configs), device=device)
         order = torch.stack([torch.randperm(config.num_train, generator=order) for order in orders])[which[:, 0]]
         for batch in (which * config.num_train + order).to(device).split(config.batch_size, dim=1):
-            losses = training_step(model, optimizer, task, inputs[batch], targets[batch], config.precision)
+            losses = train_on(inputs[batch], targets[batch])
             total += losses * batch.shape[1]
             step += 1
             members.end_step(step, losses)
@@ -273,6 +276,14 @@ def check_precision(config: RunConfig, device: str) -> None:
         config.precision != "tf32" or device == "cuda",
         "precision=tf32 needs a CUDA GPU; use --precision=float32 here, or --device=cuda where there is one",
     )
+
+
+def stepper(model: Transformer, optimizer: StackedOptimizer, task: Task, config: RunConfig, device: str) -> Step:
+    """A training step, as a function of inputs and targets: on a GPU as a CUDA graph, except where code of the user's
+    own takes part, which may do something else at each step."""
+    step = functools.partial(training_step, model, optimizer, task, precision=config.precision)
+    own = is_external(config.task) or is_external(config.attention_type)
+    return CapturedStep(step) if device == "cuda" and not own else step
 
 
 def training_step(

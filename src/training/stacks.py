@@ -10,6 +10,7 @@ import torch
 from src.config import STACKABLE, RunConfig
 from src.errors import require
 from src.tasks import find_task
+from src.training.capture import WARM_UP
 from src.training.loop import train_stack
 
 MARGIN = 0.9  # of the free memory: the rest is for what the allocator cannot use
@@ -118,15 +119,16 @@ def evenly(items: list[RunConfig], size: int) -> list[list[RunConfig]]:
 def members_that_fit(stack: Sequence[RunConfig]) -> int:
     """How many runs like those of the stack fit on the GPU, judged by the peak of a short trial with two; 1 where
     even those do not."""
-    trial = [dataclasses.replace(c, num_epochs=1, num_train=min(2 * c.batch_size, c.num_train)) for c in stack[:2]]
+    steps = WARM_UP + 1  # so that the graph, whose memory is its own, is there too
+    trial = [dataclasses.replace(c, num_epochs=1, num_train=min(steps * c.batch_size, c.num_train)) for c in stack[:2]]
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    before = torch.cuda.memory_reserved()
     try:
         train_stack(trial, "cuda")
     except torch.OutOfMemoryError:  # another process may have taken the memory meanwhile
         return 1
-    each = (torch.cuda.max_memory_allocated() - before) / len(trial)
+    each = (torch.cuda.max_memory_reserved() - before) / len(trial)
     data = stack[0].num_train * 2 * stack[0].seq_length * 8  # bytes of a seed's training sequences, int64
     return max(1, int(MARGIN * free / (each + data)))

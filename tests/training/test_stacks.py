@@ -245,14 +245,14 @@ def test_what_fits_is_judged_by_a_trial(monkeypatch):
     trials = []
     monkeypatch.setattr(stacks, "train_stack", lambda configs, device: trials.append(configs))
     for name, value in {
-        "mem_get_info": (10**10, 2 * 10**10), "memory_allocated": 10**8, "max_memory_allocated": 2 * 10**9 + 10**8,
+        "mem_get_info": (10**10, 2 * 10**10), "memory_reserved": 10**8, "max_memory_reserved": 2 * 10**9 + 10**8,
         "reset_peak_memory_stats": None, "empty_cache": None,
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     configs = [tiny(seed=seed) for seed in range(5)]
     assert stacks.members_that_fit(configs) == 8  # 90% of 10 GB, each a little more than 1 GB
     ((one, two),) = trials
-    assert (one.seed, two.seed, one.num_epochs, one.num_train) == (0, 1, 1, 128)
+    assert (one.seed, two.seed, one.num_epochs, one.num_train) == (0, 1, 1, 192)
     assert stacks.members_that_fit([tiny(batch_size=10**12)]) == 4  # which the data cuts short
     assert trials.pop()[0].num_train == 256
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (100, 10**10))
