@@ -30,7 +30,7 @@ from src.training.stacks import make_stacks, members_that_fit
 from src.training.sweep import read_sweep
 from src.training.workers import Job, run_job
 
-FEW = {"num_train": 25 * 256 - 100, "num_epochs": 2}  # a run of 50 steps, two of which see a smaller batch
+FEW = {"num_train": 10 * 256 - 100, "num_epochs": 2}  # a run of 20 steps, two of which see a smaller batch
 
 
 class Losses(Observer):
