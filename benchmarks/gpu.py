@@ -1,18 +1,14 @@
-"""What is to be done once a GPU is at hand: check, measure, and train the paper's grids, in calls that resume.
+"""What is to be done first where there is a GPU: check that it trains as a CPU does, and measure.
 
 python -m benchmarks.gpu check             # stacks on the GPU against single runs on the CPU: minutes
 python -m benchmarks.gpu speed             # steps with and without CUDA graphs; then benchmarks/scale.py
-python -m benchmarks.gpu grids 9           # goes on with both grids for 9 minutes; again until it says "complete"
-python -m benchmarks.gpu grids 9 tf32 2    # the same in TF32, with two processes on the GPU
 
-Needs torch, numpy, PyYAML, safetensors and this checkout. The grids go to logs/gpu_float32.db or logs/gpu_tf32.db;
-`uv run python -m src.runs export logs/gpu_float32.db results/NAME.parquet` makes a table of either.
+Needs torch, numpy, PyYAML, safetensors and this checkout.
 """
 
 import dataclasses
 import multiprocessing
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -22,13 +18,10 @@ import torch
 from benchmarks import scale
 from src.config import RunConfig
 from src.model.registry import ATTENTION
-from src.runs import ROOT, RunLog
 from src.tasks import TASKS
 from src.training.cores import usable_cores
 from src.training.loop import DivergedError, Observer, prepare_process, train, train_stack
-from src.training.stacks import make_stacks, members_that_fit
-from src.training.sweep import read_sweep
-from src.training.workers import Job, run_job
+from src.training.stacks import members_that_fit
 
 FEW = {"num_train": 10 * 256 - 100, "num_epochs": 2}  # a run of 20 steps, two of which see a smaller batch
 
@@ -117,38 +110,10 @@ def speed() -> None:
     for name, fields in scale.SETTINGS.items():
         for size in (1, 15):
             eager, captured = (scale.Steps(RunConfig(**fields), size) for _ in range(2))
-            eager.step = eager.step.step
+            eager.gradients = eager.gradients.gradients
             times = " | ".join(f"{1e3 * duration:.3g}" for duration in scale.in_turns([eager, captured]))
             print(f"| {name}, stack of {size} | {times} |", flush=True)
     scale.main(["steps", "sweeps"])
-
-
-def grids(minutes: float = 9, precision: str = "float32", workers: int = 1) -> int:
-    """Train what the log lacks of both grids, as long as the time allows; the exit status: 1 if runs failed."""
-    points = [
-        config
-        for task in ("classification", "induction")
-        for config in read_sweep(ROOT / "sweeps" / f"{task}.yaml", fixed={"precision": precision}).points()
-    ]
-    job = Job(make_stacks(points, None), ROOT / "logs" / f"gpu_{precision}.db", "cuda", fit=True)
-    log, began = RunLog(job.log), time.monotonic()
-    hashes = {config.hash for config in points}
-    before = len(log.states(settled_since=job.began).keys() & hashes)
-    minute = 0
-    for _ in run_job(job, workers):
-        passed = (time.monotonic() - began) / 60
-        if passed > minute:
-            states = {h: state for h, state in log.states(settled_since=job.began).items() if h in hashes}
-            print(f"{minute} min: {len(states)} of {len(points)} runs", flush=True)
-            minute += 1
-        if passed > minutes:
-            break
-    states = {h: state for h, state in log.states(settled_since=job.began).items() if h in hashes}
-    failed = sum(state == "failed" for state in states.values())
-    complete = len(states) == len(points) and not failed
-    print(f"{len(states)} of {len(points)} runs, {len(states) - before} of them now, {failed} failed", end="")
-    print(": complete" if complete else "")
-    return int(failed > 0)
 
 
 if __name__ == "__main__":
@@ -160,11 +125,5 @@ if __name__ == "__main__":
             sys.exit(check())
         case ["speed"]:
             speed()
-        case ["grids", *rest]:
-            kinds = (float, str, int)
-            try:
-                sys.exit(grids(*(kind(text) for kind, text in zip(kinds, rest, strict=False))))
-            except ValueError as error:  # ConfigError is one
-                sys.exit(f"error: {error}")
         case _:
             sys.exit(__doc__)

@@ -23,7 +23,7 @@ from src.model.cpu import library
 from src.runs import RunLog, load_runs
 from src.runs.provenance import device_name
 from src.tasks import find_task
-from src.training.loop import build_optimizer, build_stack, num_steps, prepare_process, stepper, stream
+from src.training.loop import build_optimizer, build_stack, gradients_of, num_steps, prepare_process, stream
 from src.training.stacks import make_stacks
 from src.training.workers import Job, run_job
 
@@ -75,12 +75,13 @@ class Steps:
         orders = torch.stack([torch.randperm(num, generator=stream(member, "order")) for member in members])
         self.batches = itertools.cycle(orders.to(device).split(config.batch_size, dim=1))
         self.model = build_stack(members).to(device, dtype)
-        optimizer = build_optimizer(self.model, members)
-        self.step = stepper(self.model, optimizer, task, config, device)
+        self.optimizer = build_optimizer(self.model, members)
+        self.gradients = gradients_of(self.model, task, config, device)
 
     def __call__(self) -> None:
         batch = next(self.batches)
-        self.step(self.inputs[batch], self.targets[batch])
+        self.gradients(self.inputs[batch], self.targets[batch])
+        self.optimizer.step()
 
 
 def flop(config: RunConfig) -> int:

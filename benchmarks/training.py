@@ -16,7 +16,7 @@ from src.model.cpu import library
 from src.model.mitigations import MITIGATIONS
 from src.runs.provenance import device_name
 from src.tasks import find_task
-from src.training.loop import build_model, build_optimizer, prepare_process, stream, training_step
+from src.training.loop import build_model, build_optimizer, gradients, prepare_process, stream
 
 ONE = {"task": "classification", "num_layers": 1, "num_heads": 1}
 STEPS = {
@@ -50,7 +50,9 @@ def fast_training(config: RunConfig, inputs: torch.Tensor, targets: torch.Tensor
     while True:
         for batch in torch.randperm(len(inputs), generator=order).split(config.batch_size):
             batch = batch[None]  # a stack of one
-            yield training_step(model, optimizer, task, inputs[batch], targets[batch], config.precision).item()
+            losses = gradients(model, task, config.precision, inputs[batch], targets[batch])
+            optimizer.step()
+            yield losses.item()
 
 
 def measure_steps() -> str:

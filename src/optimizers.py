@@ -39,7 +39,8 @@ class AdamW:
             parameters = with_gradient(group)
             for p in parameters:
                 if p not in self.moments:
-                    self.moments[p] = torch.zeros_like(p), torch.zeros_like(p), torch.zeros((), device=p.device)
+                    steps = torch.zeros((), dtype=torch.float32, device=p.device)  # as a GPU reads it, whatever p is
+                    self.moments[p] = torch.zeros_like(p), torch.zeros_like(p), steps
             averages, squares, steps = ([self.moments[p][i] for p in parameters] for i in range(3))
             adamw(
                 parameters,

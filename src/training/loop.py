@@ -17,7 +17,7 @@ from src.model.cpu import keep_freed_memory
 from src.model.transformer import Transformer
 from src.optimizers import StackedOptimizer
 from src.tasks import Task, find_task
-from src.training.capture import CapturedStep, Step
+from src.training.capture import CapturedGradients, Gradients
 from src.training.measures import measures
 
 
@@ -170,7 +170,7 @@ def train_stack(
     held_out = [x[places] for x in sequences(config.num_eval, "evaluation data")]
     model = build_stack(configs).to(device)
     optimizer = build_optimizer(model, configs)
-    train_on = stepper(model, optimizer, task, config, device)
+    on_batch = gradients_of(model, task, config, device)
     orders = [stream(member, "order") for member in of_seed]
     members = Members(configs, model, observers or [()] * len(configs))
 
@@ -183,7 +183,8 @@ def train_stack(
         total = torch.zeros(len(configs), device=device)
         order = torch.stack([torch.randperm(config.num_train, generator=order) for order in orders])[which[:, 0]]
         for batch in (which * config.num_train + order).to(device).split(config.batch_size, dim=1):
-            losses = train_on(inputs[batch], targets[batch])
+            losses = on_batch(inputs[batch], targets[batch])
+            optimizer.step()
             total += losses * batch.shape[1]
             step += 1
             members.end_step(step, losses)
@@ -278,25 +279,23 @@ def check_precision(config: RunConfig, device: str) -> None:
     )
 
 
-def stepper(model: Transformer, optimizer: StackedOptimizer, task: Task, config: RunConfig, device: str) -> Step:
-    """A training step, as a function of inputs and targets: on a GPU as a CUDA graph, except where code of the user's
-    own takes part, which may do something else at each step."""
-    step = functools.partial(training_step, model, optimizer, task, precision=config.precision)
+def gradients_of(model: Transformer, task: Task, config: RunConfig, device: str) -> Gradients:
+    """`gradients` as a function of inputs (S, B, T) and targets: on a GPU as a CUDA graph, except where code of the
+    user's own takes part, which may do something else with each batch."""
+    function = functools.partial(gradients, model, task, config.precision)
     own = is_external(config.task) or is_external(config.attention_type)
-    return CapturedStep(step) if device == "cuda" and not own else step
+    return CapturedGradients(function, model.parameters()) if device == "cuda" and not own else function
 
 
-def training_step(
-    model: Transformer, optimizer: StackedOptimizer, task: Task, inputs: Tensor, targets: Tensor, precision: str
-) -> Tensor:
-    """One step of gradient descent of each member on its batch, inputs (S, B, T); their losses (S,), detached."""
+def gradients(model: Transformer, task: Task, precision: str, inputs: Tensor, targets: Tensor) -> Tensor:
+    """The loss of each member on its batch, inputs (S, B, T): (S,), detached. The model's parameters have its gradients
+    afterwards."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bf16"):
         logits, _ = model(inputs, task.read)
     losses = task.loss(logits.to(model.head.weight.dtype), targets)
-    optimizer.zero_grad()
+    model.zero_grad()
     losses.sum().backward()  # each member's gradient is that of its own loss
-    optimizer.step()
     torch.set_float32_matmul_precision("highest")  # for evaluation
     return losses.detach()
 
