@@ -9,10 +9,13 @@ from pathlib import Path
 class Server(http.server.ThreadingHTTPServer):
     """Counts finished requests by path; `interrupt` cuts the next answers for a path, `refuse` all after it."""
 
+    request_queue_size = 100  # a connection that finds no place in it is tried again after a second
+
     def __init__(self, root: Path):
         super().__init__(("127.0.0.1", 0), Handler)
         self.root, self.served, self.interrupt, self.allowed = root, Counter(), Counter(), None
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        # asks often whether it shall shut down: half a second, as it is otherwise, is most of some tests
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
     def url(self) -> str:
@@ -21,6 +24,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # which holds back what follows the headers until they are acknowledged
 
     def do_GET(self):
         server: Server = self.server

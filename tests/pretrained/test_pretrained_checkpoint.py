@@ -36,6 +36,13 @@ def server(copy):
 
 
 @pytest.fixture
+def prompt(monkeypatch):
+    """What failed is asked for again at once, and as often as ever."""
+    for limits in (checkpoint_module.QUICK, checkpoint_module.PATIENT):
+        monkeypatch.setitem(limits, "initial_delay", "1ms")
+
+
+@pytest.fixture
 def impatient(monkeypatch):
     for name in ("QUICK", "PATIENT"):
         limits = {"max_retries": 2, "initial_delay": "1ms", "max_delay": "2ms"}
@@ -80,7 +87,7 @@ def local_url() -> str:
     return str(DATA / "softmax" / "step_00250000")
 
 
-def test_by_http_with_interruptions(server, local, tmp_path):
+def test_by_http_with_interruptions(server, local, tmp_path, prompt):
     """Cut answers are asked for again, and every chunk is fetched once."""
     server.interrupt.update({"index": 1, "0.1.0": 2, "0.0.1.0.0": 1})
     cache = open_cache(open_checkpoint(f"{server.url}/step", "softmax"), tmp_path, "float32")
