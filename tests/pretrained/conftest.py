@@ -4,17 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from src.pretrained.cache import open_cache
 from src.pretrained.checkpoint import open_checkpoint
 
 DATA = Path(__file__).parent / "data"
-
-
-@pytest.fixture(autouse=True, scope="session")
-def few_threads():
-    torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session", params=["softmax", "sigmoid"])
