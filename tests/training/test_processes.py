@@ -55,8 +55,10 @@ def test_a_killed_server_costs_no_run(tmp_path):
     configs = [tiny(seed=seed, num_train=2000, num_epochs=10) for seed in range(3)]
     job, killed = Job([[config] for config in configs], tmp_path / "runs.db"), []
     for _ in run_job(job, 2, every=0.05):
+        if killed:
+            continue
         at = load_runs(job.log)
-        if not killed and len(at) and (at["state"] == "running").any():
+        if len(at) and (at["state"] == "running").any():
             worker = int(at["process"].iloc[0].rpartition(":")[2])
             killed.append(int(Path(f"/proc/{worker}/stat").read_text().split()[3]))
             os.kill(killed[0], signal.SIGKILL)

@@ -109,9 +109,11 @@ def test_a_killed_worker_is_replaced_and_its_run_done_again(how, tmp_path):
     log, killed = RunLog(job.log), []
 
     def kill_one():
+        if killed:
+            return
         at = load_runs(job.log)
         running = at[at["state"] == "running"] if len(at) else at
-        if not killed and len(running) and log.epochs(0):
+        if len(running) and log.epochs(0):
             killed.append(int(running["process"].iloc[0].rpartition(":")[2]))
             os.kill(killed[0], how)
 
