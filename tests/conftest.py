@@ -2,7 +2,6 @@ import os
 import signal
 import sys
 
-import torch
 from hypothesis import settings
 
 # What reads notebooks imports, where it is installed, a grammar of addresses, which takes three seconds to build.
@@ -11,8 +10,9 @@ sys.modules["rfc3987_syntax"] = None
 # Examples are the same every time, and none fails for a busy machine.
 settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")
-torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, too: they share the cores
+# One thread for each process, those that tests start too: they share the cores. Torch, which takes this when it is
+# imported, is not imported here: the process that hands out the tests needs none, and all others wait for it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell's background jobs ignore Ctrl-C, and so would all that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -16,15 +16,18 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 BEGINNING = """
 %reset -f
 %matplotlib agg
+import gc
 import os
 import matplotlib.pyplot as plt
 from src.analysis.figures import animation, style
 os.chdir({folder!r})
+plt.ioff()  # what is drawn is saved, and need not be drawn at the end of its cell too
 plt.close("all")
 style.STYLE.update({{"savefig.dpi": 60, "figure.dpi": 60, "pdf.fonttype": 3, "figure.constrained_layout.use": False}})
 plt.style.use(style.IN_STYLE)
 style.FOLDER = {folder!r}
 animation.DOTS_PER_INCH = 60
+gc.freeze()  # whoever collects garbage from here on need not look through what the last notebooks left
 """
 
 # What trains or searches for long has fewer runs, starts or pictures here: (as in the notebook, as here).
