@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import sys
@@ -22,3 +23,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_collection_modifyitems(items):
     """The longest tests first, so that at the end no process waits for another."""
     items.sort(key=lambda item: item.path.name not in ("test_notebooks.py", "test_workers.py"))
+
+
+def pytest_collection_finish():
+    """Whoever collects garbage from here on need not look through what has been imported."""
+    gc.freeze()
