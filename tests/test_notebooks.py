@@ -15,6 +15,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # simpler fonts and no layout; they are not drawn once more for the page.
 BEGINNING = """
 %reset -f
+%config InlineBackend.figure_formats = []
 %matplotlib agg
 import gc
 import os

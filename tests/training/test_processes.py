@@ -12,6 +12,7 @@ from tiny import tiny
 import src
 from src.runs import RunLog, load_runs
 from src.training import processes
+from src.training.loop import train
 from src.training.workers import Job, run_job
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="forked on Linux alone")
@@ -42,6 +43,20 @@ def test_a_worker_starts_where_its_parent_is_now(forked, tmp_path, monkeypatch):
     assert found["src"] == src.__file__
     assert found["ends"]
     assert not forked or found["threads"] == 1
+
+
+def train_and_tell(path):
+    """What a worker has imported that training needs not."""
+    train(tiny())
+    found = [name for name in ("torch._dynamo", "scipy.stats", "matplotlib") if name in sys.modules]
+    Path(path).write_text(json.dumps(found))
+
+
+def test_training_imports_no_compiler(tmp_path):
+    """Which would take a second of each process's time."""
+    worker = processes.start(train_and_tell, str(tmp_path / "found.json"), device="cpu")
+    worker.join()
+    assert json.loads((tmp_path / "found.json").read_text()) == []
 
 
 def test_on_a_gpu_nothing_is_forked():

@@ -3,11 +3,11 @@
 import dataclasses
 import math
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from test_sweep import points_in
 from tiny import tiny
 
 from src.config import ConfigError, RunConfig
@@ -27,9 +27,6 @@ from src.training.loop import (
     train_stack,
 )
 from src.training.stacks import fastest_stacks, make_stacks
-from src.training.sweep import read_sweep
-
-SWEEPS = Path(__file__).parents[2] / "sweeps"
 
 MEMBERS = [  # of one learning rate side by side
     {"seed": 0, "lr": 1e-2, "aux_loss_weight": 0.2},
@@ -179,7 +176,7 @@ def test_what_is_no_stack_is_refused():
 
 def test_stacks_of_a_sweep():
     """Whole cells, or parts of them; those without auxiliary loss apart; of one learning rate side by side."""
-    points = read_sweep(SWEEPS / "induction.yaml").points()
+    points = points_in("induction")
     whole = make_stacks(points, None)
     assert len(whole) == 8640 / 15
     assert {len(stack) for stack in whole} == {15}
@@ -197,7 +194,7 @@ def test_stacks_of_a_sweep():
 def test_on_a_cpu_runs_of_cheap_steps_are_stacked():
     """Classification whose last block sees one position, or all of whose sequences are of few sets; not two layers of
     many sets, not induction."""
-    points = read_sweep(SWEEPS / "classification.yaml").points() + read_sweep(SWEEPS / "induction.yaml").points()
+    points = points_in("classification") + points_in("induction")
     of_size = {1: set(), 7: set(), 8: set()}
     for stack in fastest_stacks(points, "cpu", 2):
         check_stack(stack)

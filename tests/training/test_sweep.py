@@ -19,6 +19,7 @@ SWEEPS = Path(__file__).parents[2] / "sweeps"
 
 @functools.cache
 def points_in(name):
+    """The runs of one of the project's sweeps."""
     return read_sweep(SWEEPS / f"{name}.yaml").points()
 
 
