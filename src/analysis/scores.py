@@ -148,13 +148,14 @@ def by_type(runs: pd.DataFrame, values: pd.Series, equally: Sequence[str] = ()) 
     then the fewest that one of them has. Where that is a single one, whose spread nobody knows, the interval is a
     point. Intervals of values that are shares, from 0 to 1, stay there.
     """
-    rows, runs = {}, settled(runs)
-    for name, group in runs.loc[values.index].groupby("attention_type", sort=False):
-        of_cells = group.groupby(list(equally), dropna=False) if equally else group.groupby("attention_type")
-        size = of_cells["seed"].transform("size").to_numpy()
-        weights, num_seeds = 1 / size if equally else None, int(of_cells["seed"].nunique().min())
+    rows, bounds, fields = {}, bounds_of(values), dict.fromkeys(["attention_type", "seed", *equally])
+    for name, group in settled(runs).loc[values.index, list(fields)].groupby("attention_type", sort=False):
+        weights, num_seeds = None, group["seed"].nunique()
+        if equally:
+            of_cells = group.groupby(list(equally), dropna=False)["seed"]
+            weights, num_seeds = 1 / of_cells.transform("size").to_numpy(), int(of_cells.nunique().min())
         own, seeds = values[group.index].to_numpy(), group["seed"].to_numpy()
-        mean, low, high = mean_interval(own, seeds, bounds=bounds_of(values), weights=weights)
+        mean, low, high = mean_interval(own, seeds, bounds=bounds, weights=weights)
         rows[name] = mean, *((low, high) if num_seeds > 1 else (mean, mean)), len(group), num_seeds
     return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high", "runs", "seeds"])
 

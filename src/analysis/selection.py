@@ -40,6 +40,9 @@ def settled(runs: pd.DataFrame) -> pd.DataFrame:
 def _repeated(runs: pd.DataFrame) -> pd.Series:
     """Which rows are of a run that another row has: one that ended before all others, else the first."""
     fields = runs[[name for name in FIELDS if name in runs]]
+    repeated = fields.duplicated()
+    if not repeated.any():
+        return repeated
     states = runs["state"] if "state" in runs else pd.Series(ENDED[0], index=runs.index)
     rank = states.map({state: place for place, state in enumerate(ENDED)}).fillna(len(ENDED))
     return fields.iloc[np.argsort(rank.to_numpy(), kind="stable")].duplicated().reindex(runs.index)
