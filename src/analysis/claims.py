@@ -34,6 +34,8 @@ from src.analysis.tables import (
     settings_table,
     shares_by_setting,
     sink_table,
+    sinks_by_heads,
+    solved_by_heads,
     sparsity_table,
 )
 from src.cli import end_quietly_with_a_pipe, prepare_streams
@@ -264,7 +266,14 @@ MEASURED = {
 }
 
 
-TABLES = {"sinks": sink_table, "rates": rates_table, "settings": settings_table, "sparsity": sparsity_table}
+TABLES = {
+    "sinks": sink_table,
+    "rates": rates_table,
+    "heads": sinks_by_heads,
+    "heads that learn": solved_by_heads,
+    "settings": settings_table,
+    "sparsity": sparsity_table,
+}
 
 
 def told(measure: Callable[[pd.DataFrame], str], runs: pd.DataFrame) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 from src.analysis import scores
 from src.analysis.figures import INDUCTION_SETTING, INDUCTION_SETTINGS, filling, looks, panel_title
 from src.analysis.scores import by_type
-from src.analysis.selection import alike, preferred, require_runs, select, setting_in_words
+from src.analysis.selection import alike, finished, in_words, preferred, require_runs, select, setting_in_words
 from src.tasks import Induction
 
 
@@ -101,10 +101,7 @@ def settings_table(runs: pd.DataFrame) -> str:
     """Share of sinks in each setting, of each kernel with normalisation / without. A dash: no run solves the task;
     blank: none was trained."""
     shares, trained, where = shares_by_setting(runs)
-    shown = looks(name for name in shares if name != "uniform")
-    kernels: dict[tuple, list[str]] = {}
-    for name, look in shown.items():
-        kernels.setdefault(look.kernel, []).append(name)  # normalised first
+    kernels = names_by_kernel(shares)
 
     def cell(key: tuple, name: str) -> str:
         if key not in shares.index or not trained.loc[key, name]:
@@ -119,6 +116,45 @@ def settings_table(runs: pd.DataFrame) -> str:
     counts = trained.to_numpy()[trained.to_numpy() > 0]
     seeds = f"{counts.min()} to {counts.max()} seeds" if counts.max() > 1 else "1 seed"
     return markdown([f"{where}; {seeds} each", *(label for _, label in kernels)], rows)
+
+
+def solved_by_heads(runs: pd.DataFrame) -> str:
+    """How many runs of the main setting solve the task, of those trained, of each kernel with normalisation / without,
+    by the number of heads."""
+    main = require_runs(alike(main_setting(runs), "num_heads"), "of induction to measure this by")
+    solves = scores.solving(main, Induction.solved) & finished(main)
+    solved = main[["attention_type", "num_heads"]].assign(solved=solves)
+    counts = solved.groupby(["attention_type", "num_heads"])["solved"].agg(["sum", "size"])
+    heads = sorted(main["num_heads"].unique())
+
+    def cell(name: str, num: int) -> str:
+        return "{} of {}".format(*counts.loc[name, num]) if (name, num) in counts.index else ""
+
+    rows = [
+        [label, *(" / ".join(filter(None, (cell(name, num) for name in names))) for num in heads)]
+        for (_, label), names in names_by_kernel(main["attention_type"]).items()
+    ]
+    title = f"runs that solve the task, lr {main['lr'].iloc[0]:g}"
+    return markdown([title, *(in_words("num_heads", num) for num in heads)], rows)
+
+
+def sinks_by_heads(runs: pd.DataFrame) -> str:
+    """Shares of sinks in the main setting by the number of heads."""
+    main = require_runs(alike(main_setting(runs), "num_heads"), "of induction to measure this by")
+    shares = scores.sink_shares(main)
+    columns = {
+        in_words("num_heads", num): by_type(part, shares[shares.index.isin(part.index)])
+        for num, part in main.groupby("num_heads")
+    }
+    return kernel_table(f"second-layer heads that are sinks, lr {main['lr'].iloc[0]:g}", columns)
+
+
+def names_by_kernel(names: Iterable[str]) -> dict[tuple[str, str], list[str]]:
+    """Attention types by kernel, a section and a label, the normalised one first; without `uniform`."""
+    kernels: dict[tuple, list[str]] = {}
+    for name, look in looks(name for name in names if name != "uniform").items():
+        kernels.setdefault(look.kernel, []).append(name)
+    return kernels
 
 
 def sparsity_table(runs: pd.DataFrame) -> str:

@@ -69,6 +69,23 @@ def test_rates_are_shown_apart_and_pooled_with_equal_weights():
     assert " | 0.83 [" in claims.rates_table(both).splitlines()[2]
 
 
+def test_numbers_of_heads_are_shown_apart():
+    runs = induction_runs({"softmax": [0.95, 0.95, 0.1], "sigmoid_norm": [0.95], "sigmoid_unnorm": [0.1]})
+    few = runs.assign(num_heads=1, **{"eval/acc_induction": [1, 0.9, 0.9, 0.5, 1]})
+    few.loc[2, "state"] = "diverged"
+    both = pd.concat([runs, few], ignore_index=True)
+    assert claims.solved_by_heads(both).replace("\N{NO-BREAK SPACE}", " ").splitlines() == [
+        "| runs that solve the task, lr 0.001 | 1 head | 4 heads |",
+        "| --- | --- | --- |",
+        "| softmax | 1 of 3 | 3 of 3 |",
+        "| sigmoid | 0 of 1 / 1 of 1 | 1 of 1 / 1 of 1 |",
+    ]
+    assert claims.sinks_by_heads(both).splitlines()[2:] == [
+        "| softmax | 1.00 (1 seed) |  | 0.67 [0.00, 1.00] |  |",
+        "| sigmoid |  | 0.00 (1 seed) | 1.00 (1 seed) | 0.00 (1 seed) |",
+    ]
+
+
 def test_sinks_are_counted_by_type():
     runs = induction_runs({"softmax": [0.95, 0.99], "sigmoid_unnorm": [0.95, 0.1]})
     assert claims.sinks_by_type(runs) == "share of heads: softmax 1.00, sigmoid_unnorm 0.50 [0.00, 1.00]"
