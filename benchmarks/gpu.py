@@ -9,6 +9,7 @@ Needs torch, numpy, PyYAML, safetensors and this checkout.
 import dataclasses
 import multiprocessing
 import sys
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -23,7 +24,7 @@ from src.training.cores import usable_cores
 from src.training.loop import DivergedError, Observer, prepare_process, train, train_stack
 from src.training.stacks import members_that_fit
 
-FEW = {"num_train": 10 * 256 - 100, "num_epochs": 2}  # a run of 20 steps, two of which see a smaller batch
+FEW = {"num_train": 10 * 256 - 100, "num_epochs": 2, "batch_size": 256}  # 20 steps, two of which see a smaller batch
 
 
 class Losses(Observer):
@@ -46,6 +47,7 @@ def check_losses(fields: dict[str, Any]) -> bool:
 
     In float64, where a wrong number is told from rounding, which some functions' training makes 1e5 times as large.
     """
+    warnings.filterwarnings("error", "training goes on step by step")
     torch.set_default_dtype(torch.float64)
     members = [RunConfig(**FEW, **fields, seed=seed, lr=lr) for lr in (1e-4, 1e-3) for seed in (0, 1)]
     stacked = first_losses(members, "cuda")[::3]
@@ -96,6 +98,7 @@ def check() -> int:
     fine, gone = train_stack(bad, "cuda")[1]
     alone = isinstance(gone, DivergedError) and np.isfinite(fine["eval/loss"])
     print(f"a diverging member ends alone{'' if alone else ' FAILED'}")
+    warnings.filterwarnings("error", "training goes on step by step")
     for precision in ("tf32", "bf16"):
         accuracy = train(RunConfig(task="classification", precision=precision), "cuda")[1]["eval/acc"]
         good &= accuracy > 0.95

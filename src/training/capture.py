@@ -1,15 +1,22 @@
 """Losses and gradients on a GPU as one CUDA graph: launched at once instead of kernel by kernel."""
 
+import functools
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 Gradients = Callable[[Tensor, Tensor], Tensor]  # inputs and targets to losses; leaves gradients in the parameters
 
-WARM_UP = 2  # batches before the capture, in which libraries set themselves up
-TOLERANCE = 1e-3  # relative, between a graph and what it records: they round differently
+WARM_UP = 2  # batches before the recording, in which libraries set themselves up
+COMPARED = 2  # batches on which a graph is compared with what it records: a step lies between them
+
+
+@functools.cache
+def recording_stream() -> torch.cuda.Stream:
+    """The process's one stream for recordings: torch keeps working memory for each that there ever was."""
+    return torch.cuda.Stream()
 
 
 class CapturedGradients:
@@ -17,15 +24,14 @@ class CapturedGradients:
 
     A step of a small model is about a thousand short kernels, which Python launches more slowly than a GPU runs them;
     a graph launches them all. It reads the parameters where they are and carries nothing from one batch to the next.
-    So it is compared with the function that it records, on a batch that it was not recorded on. Where it differs or
-    cannot be recorded, which is said, the function goes on in its place, as it does for the first batches, and for
-    those of another size, as an epoch's last may be.
+    So it is compared with the function that it records, on the batches after the one that it was recorded on. Where it
+    differs by more than the tolerance or cannot be recorded, which is said, the function goes on in its place, as it
+    does for the first batches, and for those of another size, as an epoch's last may be.
     """
 
-    def __init__(self, gradients: Gradients, parameters: Iterable[Tensor]):
-        self.gradients, self.parameters = gradients, list(parameters)
-        self.stream = torch.cuda.Stream()  # of the capture; autograd is to meet the parameters there first
-        self.batches, self.usable = 0, True
+    def __init__(self, gradients: Gradients, parameters: Iterable[Tensor], tolerance: float):
+        self.gradients, self.parameters, self.tolerance = gradients, list(parameters), tolerance
+        self.batches, self.compared, self.usable = 0, 0, True
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -37,34 +43,44 @@ class CapturedGradients:
         if self.batches <= WARM_UP:
             return self._aside(inputs, targets)
         if self.graph is None:
-            self._capture(inputs, targets)
+            self._record()
+        if self.usable and self.compared < COMPARED:
+            self._compare(inputs, targets)
         return self._replay(inputs, targets) if self.usable else self.gradients(inputs, targets)
 
     def _aside(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The function on the stream of the capture, in order with the current one."""
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
+        """The function on the stream of the recording, where autograd is to meet the parameters, in order with the
+        current one."""
+        stream = recording_stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             losses = self.gradients(inputs, targets)
-        torch.cuda.current_stream().wait_stream(self.stream)
+        torch.cuda.current_stream().wait_stream(stream)
         return losses
 
-    def _capture(self, inputs: Tensor, targets: Tensor) -> None:
-        """Record the function on the first batch, and compare the two on this one."""
+    def _record(self) -> None:
+        """Record the function on the first batch, which does not run it."""
         self.graph = torch.cuda.CUDAGraph()
+        here = torch.cuda.stream(torch.cuda.current_stream())  # where a recording that fails would not return to
         try:
-            with torch.cuda.graph(self.graph, stream=self.stream):
+            with here, torch.cuda.graph(self.graph, stream=recording_stream()):
                 self.losses = self.gradients(self.inputs, self.targets)
             self.recorded = [parameter.grad for parameter in self.parameters]
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            self._give_up(f"cannot be recorded ({str(error).partition(chr(10))[0]})")
-            return
-        wanted = [self._aside(inputs, targets), *(p.grad for p in self.parameters)]
-        found = [self._replay(inputs, targets), *(p.grad for p in self.parameters)]
+            cause = error.__context__ or error  # an error in the end of a recording hides that of its middle
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
+            self._give_up(f"cannot be recorded ({str(cause).partition(chr(10))[0]})")
+
+    def _compare(self, inputs: Tensor, targets: Tensor) -> None:
+        wanted = [self._aside(inputs, targets), *(parameter.grad for parameter in self.parameters)]
+        found = [self._replay(inputs, targets), *(parameter.grad for parameter in self.parameters)]
         apart = difference(wanted, found)
-        if not apart <= TOLERANCE:
+        self.compared += 1
+        if not apart <= self.tolerance:
             self._give_up(f"differs from them by {apart:.1e}")
+        del wanted, found
+        torch.cuda.empty_cache()  # of what the function took beside the graph
 
     def _replay(self, inputs: Tensor, targets: Tensor) -> Tensor:
         self.inputs.copy_(inputs)
@@ -79,15 +95,20 @@ class CapturedGradients:
         self.usable, self.graph, self.losses, self.recorded = False, None, None, []
 
 
-def difference(wanted: list[Tensor | None], found: list[Tensor | None]) -> float:
-    """How far losses and the gradients after them (None: of a parameter that has none) are from those wanted, relative
-    to their norms, at most. A gradient that is rounding alone, as of the keys' bias under softmax, is held against a
-    hundredth of the largest. What is not finite in those wanted, as of a member that has diverged, is left out."""
+def difference(wanted: Sequence[Tensor | None], found: Sequence[Tensor | None]) -> float:
+    """How far the losses (S,) and gradients (S, ...) of any member are from those wanted, at most, relative to their
+    norms; None is the gradient of a parameter without. One that is rounding alone, as of the keys' bias under softmax,
+    is held against a hundredth of the member's largest. What is not finite in those wanted, as of a run that has
+    diverged, is left out."""
     if [x is None for x in wanted] != [x is None for x in found]:
         return float("inf")
-    pairs = [(a, b) for a, b in zip(wanted, found, strict=True) if a is not None]
-    finite = [(torch.where(a.isfinite(), a, 0), torch.where(a.isfinite(), b, 0)) for a, b in pairs]
-    errors = torch.stack([(a - b).norm() for a, b in finite])
-    sizes = torch.stack([a.norm() for a, _ in finite])
-    sizes[1:] = torch.maximum(sizes[1:], 1e-2 * sizes[1:].max())
+    errors, sizes = [], []
+    for a, b in zip(wanted, found, strict=True):
+        if a is not None:
+            finite = a.isfinite()
+            a, b = (torch.where(finite, x, 0).reshape(len(x), -1).double() for x in (a, b))
+            errors.append((a - b).norm(dim=1))
+            sizes.append(a.norm(dim=1))
+    errors, sizes = torch.stack(errors), torch.stack(sizes)  # (losses and gradients, S)
+    sizes[1:] = torch.maximum(sizes[1:], 1e-2 * sizes[1:].amax(0))
     return (errors / (sizes + torch.finfo(sizes.dtype).tiny)).nan_to_num(torch.inf).max().item()

@@ -119,8 +119,10 @@ def evenly(items: list[RunConfig], size: int) -> list[list[RunConfig]]:
 def members_that_fit(stack: Sequence[RunConfig]) -> int:
     """How many runs like those of the stack fit on the GPU, judged by the peak of a short trial with two; 1 where
     even those do not."""
-    steps = WARM_UP + 1  # so that the graph, whose memory is its own, is there too
-    trial = [dataclasses.replace(c, num_epochs=1, num_train=min(steps * c.batch_size, c.num_train)) for c in stack[:2]]
+    config, steps = stack[0], WARM_UP + 1  # so that the graph, whose memory is its own, is there too
+    num_train = min(steps * config.batch_size, config.num_train)
+    epochs = -(-steps // max(1, num_train // config.batch_size))
+    trial = [dataclasses.replace(member, num_epochs=epochs, num_train=num_train) for member in stack[:2]]
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
     torch.cuda.reset_peak_memory_stats()
@@ -130,5 +132,5 @@ def members_that_fit(stack: Sequence[RunConfig]) -> int:
     except torch.OutOfMemoryError:  # another process may have taken the memory meanwhile
         return 1
     each = (torch.cuda.max_memory_reserved() - before) / len(trial)
-    data = stack[0].num_train * 2 * stack[0].seq_length * 8  # bytes of a seed's training sequences, int64
+    data = config.num_train * 2 * config.seq_length * 8  # bytes of a seed's training sequences, int64
     return max(1, int(MARGIN * free / (each + data)))

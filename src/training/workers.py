@@ -185,9 +185,11 @@ def work_at(stack: Sequence[RunConfig], log: RunLog, job: Job) -> bool:
 
 
 def gpu_is_broken() -> bool:
-    """Whether an error has left CUDA of no use to this process, as an illegal memory access does."""
+    """Whether an error has left CUDA of no use to this process, as an illegal memory access does, or its memory, as a
+    graph that could not be recorded may."""
     try:
         torch.cuda.synchronize()
+        torch.cuda.empty_cache()
     except RuntimeError:
         return True
     return False

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from src.config import RunConfig
 from src.model import transformer
-from src.training import loop
+from src.training import capture, loop
 from src.training.capture import CapturedGradients as Captured
 from src.training.capture import difference
 from src.training.loop import Observer, train_stack
@@ -49,7 +50,7 @@ class Stream:
 @pytest.fixture
 def _recorded(monkeypatch):
     """A CUDA of recordings. No size depends on the tokens, as on a GPU."""
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(capture, "recording_stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
@@ -77,7 +78,7 @@ def use_graphs(monkeypatch) -> list[Captured]:
     made, plain = [], loop.gradients_of
 
     def gradients_of(model, task, config, device):
-        made.append(Captured(plain(model, task, config, device), model.parameters()))
+        made.append(Captured(plain(model, task, config, device), model.parameters(), 1e-3))
         return made[-1]
 
     monkeypatch.setattr(loop, "gradients_of", gradients_of)
@@ -108,73 +109,169 @@ def test_training_with_a_graph_is_training_without(stack, monkeypatch):
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
-@pytest.mark.usefixtures("_recorded")
-def test_a_graph_that_differs_is_not_used():
-    """Python's own numbers are those of the capture ever after: here the number of the batch, which is a factor."""
-    weight, numbers = torch.nn.Parameter(torch.ones(1)), itertools.count(1)
+def on_numbers(python: Callable[[torch.Tensor], tuple[float, float]]) -> tuple[Captured, torch.nn.Parameter]:
+    """Losses `a w Σ inputs` and gradients b times theirs, (a, b) what Python makes of the inputs; and w, which is 1."""
+    weight = torch.nn.Parameter(torch.ones(1))
 
     def gradients(inputs, targets):
-        losses = next(numbers) * weight * inputs.sum()
+        a, b = python(inputs)
+        losses = a * weight * inputs.sum()
         weight.grad = None
-        losses.sum().backward()
+        (b * losses).sum().backward()
         return losses.detach()
 
-    captured, inputs = Captured(gradients, [weight]), torch.ones(2, 3)
-    assert [captured(inputs, inputs).item() for _ in range(2)] == [6, 12]
-    with pytest.warns(UserWarning, match=r"step by step: a CUDA graph of the steps differs from them by 2\.5e-01$"):
-        captured(inputs, inputs)  # records the third, and is compared with the fourth
-    assert captured(inputs, inputs).item() == weight.grad.item() == 6 * 6
+    return Captured(gradients, [weight], 1e-3), weight
 
 
 @pytest.mark.usefixtures("_recorded")
-def test_what_cannot_be_recorded_is_run(monkeypatch):
+def test_a_graph_is_all_that_runs_in_the_end():
+    calls = itertools.count()
+    captured, weight = on_numbers(lambda inputs: (next(calls) >= 0, 1))
+    inputs = [torch.full((2, 3), float(i)) for i in range(10)]
+    assert [captured(x, x).item() for x in inputs] == [6 * i for i in range(10)]
+    assert next(calls) == capture.WARM_UP + 1 + capture.COMPARED
+    with torch.no_grad():
+        weight.fill_(2)
+    assert captured(inputs[1], inputs[1]).item() == 12
+    assert weight.grad.item() == 6
+    assert captured(inputs[1][:1], inputs[1][:1]).item() == 6  # of another size
+    assert captured(inputs[3], inputs[3]).item() == 36
+
+
+WRONG = {  # what Python decides is decided once, in the recording
+    "both": lambda numbers, inputs: (next(numbers), 1),
+    "gradients alone": lambda numbers, inputs: (1, next(numbers)),
+    "what the inputs are": lambda numbers, inputs: (inputs.sum().item(), 1),
+}
+
+
+@pytest.mark.usefixtures("_recorded")
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_graph_that_differs_is_not_used(kind):
+    numbers, batches = itertools.count(1), [torch.full((2, 3), 1.0 + i) for i in range(5)]
+    captured, weight = on_numbers(lambda inputs: WRONG[kind](numbers, inputs))
+    for batch in batches[: capture.WARM_UP]:
+        captured(batch, batch)
+    with pytest.warns(UserWarning, match="training goes on step by step: a CUDA graph of the steps differs from them"):
+        captured(batches[2], batches[2])
+    batch = batches[4]
+    found = captured(batch, batch).item()
+    numbers = itertools.count(next(numbers) - 1)
+    a, b = WRONG[kind](numbers, batch)
+    assert (found, weight.grad.item()) == (a * 30, a * b * 30)
+    assert not captured.usable
+
+
+@pytest.mark.usefixtures("_recorded")
+def test_a_copy_of_the_parameters_is_found_out():
+    """On the second batch, before which they have changed."""
+    weight, copy = torch.nn.Parameter(torch.ones(1)), {}
+
+    def gradients(inputs, targets):
+        losses = (copy.get("w", weight) * inputs).sum()[None]
+        weight.grad = torch.ones(1)
+        return losses.detach()
+
+    captured, inputs = Captured(gradients, [weight], 1e-3), torch.ones(2, 3)
+    for step in range(6):
+        copy.clear()
+        if step == capture.WARM_UP:
+            copy["w"] = weight.detach().clone()
+        with torch.no_grad():
+            weight.fill_(1 + (step > capture.WARM_UP))
+        if step == capture.WARM_UP + 1:
+            with pytest.warns(UserWarning, match="differs from them"):
+                found = captured(inputs, inputs)
+        else:
+            found = captured(inputs, inputs)
+        assert found.item() == 6 * weight.item()
+
+
+@pytest.mark.usefixtures("_recorded")
+@pytest.mark.parametrize("when", ["at its beginning", "in its middle", "at its end, of its middle"])
+def test_what_cannot_be_recorded_is_run(when, monkeypatch):
+    """An error that a recording ends with hides the one in its middle."""
     config = RunConfig(**SMALL)
     wanted = losses_of([config])
     made = use_graphs(monkeypatch)
 
-    def graph(error):
-        def refuse(*_, **__):
-            raise error
+    def failing(error: Exception):
+        @contextlib.contextmanager
+        def graph(graph, stream):
+            if when == "at its beginning":
+                raise error
+            try:
+                yield
+                raise error
+            except Exception:
+                if when == "in its middle":
+                    raise
+                raise RuntimeError("failed due to a previous error during capture")  # noqa: B904
 
-        monkeypatch.setattr(torch.cuda, "graph", refuse)
+        monkeypatch.setattr(torch.cuda, "graph", graph)
 
-    graph(RuntimeError("operation not permitted when stream is capturing\nand more"))
+    failing(RuntimeError("operation not permitted when stream is capturing\nand more"))
     with pytest.warns(UserWarning, match=r"cannot be recorded \(operation not permitted when stream is capturing\)$"):
         found = losses_of([config])
     assert not made[0].usable
     np.testing.assert_array_equal(found, wanted)
-    graph(torch.OutOfMemoryError("CUDA out of memory"))  # which is for the stack to be cut
+    failing(torch.OutOfMemoryError("CUDA out of memory"))  # which is for the stack to be cut
     with pytest.raises(torch.OutOfMemoryError):
         losses_of([config])
 
 
 @pytest.mark.usefixtures("_recorded")
+def test_a_mistake_of_ours_is_no_reason_to_go_on():
+    calls = itertools.count(1)
+    captured, _ = on_numbers(lambda inputs: (1, 1) if next(calls) <= capture.WARM_UP else None)
+    inputs = torch.ones(1)
+    for _ in range(capture.WARM_UP):
+        captured(inputs, inputs)
+    with pytest.raises(TypeError):
+        captured(inputs, inputs)
+
+
+OWN = """
+from src.tasks import Induction
+
+def own(q, k, mask):
+    w = (q @ k.mT).sigmoid()
+    return w if mask is None else w * mask
+
+class Mine(Induction):
+    pass
+"""
+
+
+@pytest.mark.usefixtures("_recorded")
 def test_code_of_the_users_own_is_run_step_by_step(tmp_path):
-    (tmp_path / "my.py").write_text(
-        "def own(q, k, mask):\n    return 0.5 * (q @ k.mT).sigmoid() * (1 if mask is None else mask)\n"
-    )
+    path = tmp_path / "my.py"
+    path.write_text(OWN)
 
-    def kind(name: str) -> bool:
-        return isinstance(
-            loop.gradients_of(torch.nn.Linear(1, 1), None, RunConfig(attention_type=name), "cuda"), Captured
-        )
+    def on_gpu(**fields):
+        return loop.gradients_of(torch.nn.Linear(1, 1), None, RunConfig(**fields), "cuda")
 
-    assert kind("softmax")
-    assert not kind(f"{tmp_path / 'my.py'}:own")
+    assert isinstance(on_gpu(), Captured)
+    assert on_gpu(precision="bf16").tolerance > 10 * on_gpu().tolerance
+    assert not isinstance(on_gpu(attention_type=f"{path}:own"), Captured)
+    assert not isinstance(on_gpu(task=f"{path}:Mine"), Captured)
 
 
 def test_difference_is_relative_and_leaves_out_rounding_and_divergence():
-    losses, large, tiny = torch.tensor([2.0, torch.nan]), torch.tensor([3.0, 4.0]), torch.tensor([1e-9])
-    wanted = [losses, large, tiny, None]
+    """Of two members, one of which has diverged; the keys' bias has gradients of rounding alone."""
+    losses, large = torch.tensor([2.0, torch.nan]), torch.tensor([[3.0, 4.0], [1e30, 1e30]])
+    bias = torch.tensor([[1e-9], [0.0]])
+    wanted = [losses, large, bias, None]
     assert difference(wanted, wanted) == 0
-    assert difference(wanted, [losses, large, -tiny, None]) < 1e-7
-    assert difference(wanted, [losses + 0.5, large, tiny, None]) == pytest.approx(0.25)
-    assert difference(wanted, [losses, large + torch.tensor([0.0, 0.05]), tiny, None]) == pytest.approx(0.01, rel=1e-5)
-    assert difference(wanted, [losses, large, tiny + 0.05, None]) == pytest.approx(1.0)
-    assert difference(wanted, [losses, large * torch.nan, tiny, None]) == float("inf")
-    assert difference(wanted, [losses, large, None, tiny]) == float("inf")
+    assert difference(wanted, [losses, large, -bias, None]) < 1e-7
+    assert difference(wanted, [losses + 0.5, large, bias, None]) == pytest.approx(0.25)
+    assert difference(wanted, [losses, large + torch.tensor([0.0, 0.05]), bias, None]) == pytest.approx(0.01, rel=1e-5)
+    assert difference(wanted, [losses, large, bias + 0.05, None]) == pytest.approx(1.0)
+    assert difference(wanted, [losses, large * torch.nan, bias, None]) == float("inf")
+    assert difference(wanted, [losses, large, None, bias]) == float("inf")
 
 
+@pytest.mark.filterwarnings("error:training goes on step by step")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, as benchmarks/gpu.py does")
 def test_on_a_gpu_training_is_that_of_a_cpu():
     for stack in STACKS:

@@ -182,7 +182,7 @@ def test_the_estimate_is_of_all_steps_and_evaluations(monkeypatch):
     clock = [0.0]
 
     def train_stack(configs, device):
-        clock[0] += 0.01 * num_steps(configs[0]) + 2 * 2 + 60 * (clock[0] == 0)
+        clock[0] += 0.01 * num_steps(configs[0]) + 2 * (1 + configs[0].num_epochs) + 60 * (clock[0] == 0)
 
     monkeypatch.setattr(loop, "train_stack", train_stack)
     monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
@@ -196,4 +196,4 @@ def test_a_step_is_judged_by_the_sequences_that_it_sees(monkeypatch):
     monkeypatch.setattr(loop, "train_stack", lambda configs, device: tried.extend(configs))
     estimate_seconds([tiny(batch_size=10**12)])
     assert {config.batch_size for config in tried} == {256}
-    assert [config.num_train for config in tried] == [256, 3 * 256, 9 * 256]
+    assert [config.num_train for config in tried] == [256, 3 * 256, 9 * 256, 3 * 256]
