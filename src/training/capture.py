@@ -66,11 +66,12 @@ class CapturedGradients:
             with here, torch.cuda.graph(self.graph, stream=recording_stream()):
                 self.losses = self.gradients(self.inputs, self.targets)
             self.recorded = [parameter.grad for parameter in self.parameters]
-        except RuntimeError as error:
-            cause = error.__context__ or error  # an error in the end of a recording hides that of its middle
-            if isinstance(cause, torch.OutOfMemoryError):
-                raise cause from None
-            self._give_up(f"cannot be recorded ({str(cause).partition(chr(10))[0]})")
+        except RuntimeError as last:
+            errors = [error for error in (last.__context__, last) if error]  # that of the end may hide the first
+            for error in errors:
+                if isinstance(error, torch.OutOfMemoryError):  # it is for the stack to be cut
+                    raise error from None
+            self._give_up(f"cannot be recorded ({str(errors[0]).partition(chr(10))[0]})")
 
     def _compare(self, inputs: Tensor, targets: Tensor) -> None:
         wanted = [self._aside(inputs, targets), *(parameter.grad for parameter in self.parameters)]
