@@ -83,6 +83,23 @@ def test_types_that_were_never_trained_are_blank(induction):
     assert len(crosses(axes)) == len(axes.texts) - 2 == 1
 
 
+def test_counts_do_not_run_into_each_other(induction):
+    """Twelve published types, of each 3 of 5 runs, or 35 of 60."""
+    for solved, trained in ((3, 5), (35, 60)):
+        rows = [
+            {"attention_type": name, "seed": seed, "eval/acc_induction": float(seed < solved)}
+            for name in figures.PUBLISHED_TYPES
+            for seed in range(trained)
+        ]
+        figure = figures.sink_proportions(
+            pd.concat([induction[:1]] * len(rows), ignore_index=True).assign(**pd.DataFrame(rows))
+        )
+        figure.canvas.draw()
+        boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+        assert len(boxes) == len(figures.PUBLISHED_TYPES)
+        assert min(right.x0 - left.x1 for left, right in zip(boxes, boxes[1:], strict=False)) > 0
+
+
 def test_figures_draw_the_types_of_the_table_beside_each_other(induction):
     names = ["my.py:f", "softmax", "sigmoid_unnorm", "uniform", "other.py:f"]
     figure = figures.sink_proportions(induction.assign(attention_type=names, **{"eval/acc_induction": 1.0}))

@@ -74,7 +74,11 @@ def draw_bars(
     for name, of in trained.items():
         count = int(summary["runs"].get(name, 0))
         text = f"{count}" if count == of else f"{count}/{of}"
-        axes.text(at[name], 1.08 * top, text, ha="center", fontsize=size, color="dimgrey")
+        height = 1.08
+        if len(text) > 4:  # wider than a bar, and its neighbour's would run into it
+            text, height = text.replace("/", "/\n"), 1.02
+        style = {"fontsize": size, "color": "dimgrey", "linespacing": 0.9}
+        axes.text(at[name], height * top, text, ha="center", **style)
     axes.set_xticks(list(ticks.values()), [label for _, label in ticks])
     ends = list(spans.values())
     axes.set(xlim=(ends[0][0] - 0.1, ends[-1][1] + 0.1), ylim=(0, 1.2 * top))
